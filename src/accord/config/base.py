@@ -1,0 +1,167 @@
+"""Sections of a recipe, and how a recipe is read: defaults < file < command-line overrides. No torch is imported here."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from accord.errors import ConfigError
+
+
+class Section(BaseModel):
+    """Base of all config models: unknown keys are errors, values do not change, docstrings below fields are their help."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Read a YAML recipe into nested dicts.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or is not a mapping.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"no recipe at {file}: give the path of a YAML file, or only `--section.key value` overrides")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} holds a {type(content).__name__}; a recipe is a mapping of sections such as `model:`")
+    return content
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay `over` on `base`: mappings are merged key by key, anything else is replaced."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        result[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """Turn `--train.steps 50 --model.path=./sft/model` into nested dicts; values are read as YAML.
+
+    Raises:
+        ConfigError: a word that is not an option, or an option without a value.
+    """
+    result: dict[str, Any] = {}
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        if not word.startswith("--"):
+            raise ConfigError(f"unexpected argument {word!r}: options look like `--train.steps 50`")
+        key, equals, text = word[2:].partition("=")
+        if not equals:
+            if not queue or _is_option(queue[0]):
+                raise ConfigError(f"option --{key} has no value: write `--{key} VALUE`")
+            text = queue.pop(0)
+        _insert(result, key.replace("-", "_").split("."), _scalar(text))
+    return result
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("--") and len(word) > 2 and not word[2].isdigit()
+
+
+def _scalar(text: str) -> Any:
+    """YAML, and also `1e-5`, which YAML 1.1 takes for a string; what is not YAML (`rewards.py:f: x`) stays text."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _insert(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        below = tree.setdefault(key, {})
+        if not isinstance(below, dict):
+            below = tree[key] = {}
+        tree = below
+    tree[keys[-1]] = value
+
+
+def build(recipe: type[S], *layers: Mapping[str, Any]) -> S:
+    """Validate the merged layers as a recipe.
+
+    Raises:
+        ConfigError: every fault at once, each with its key, what was given, and the nearest known key for an unknown one.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = merge(merged, _spread_lists(merged, layer))
+    try:
+        return recipe.model_validate(merged)
+    except ValidationError as error:
+        lines = [_explain(recipe, detail) for detail in error.errors()]
+        raise ConfigError("the recipe cannot run:\n" + "\n".join(f"  - {line}" for line in lines)) from None
+
+
+def _spread_lists(merged: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Let `--reward.0.weight 2` change one element of a list that an earlier layer gave."""
+    result = dict(layer)
+    for key, value in layer.items():
+        old = merged.get(key)
+        if isinstance(old, list) and isinstance(value, Mapping) and all(str(k).isdigit() for k in value):
+            items = list(old)
+            for index, change in value.items():
+                if int(index) >= len(items):
+                    raise ConfigError(f"--{key}.{index}: the recipe has {len(items)} entries under `{key}`, numbered from 0")
+                both_maps = isinstance(items[int(index)], Mapping) and isinstance(change, Mapping)
+                items[int(index)] = merge(items[int(index)], change) if both_maps else change
+            result[key] = items
+    return result
+
+
+def _explain(recipe: type[Section], detail: ErrorDetails) -> str:
+    where = ".".join(str(part) for part in detail["loc"]) or "recipe"
+    if detail["type"] == "extra_forbidden":
+        known = _known_keys(recipe, detail["loc"][:-1])
+        near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean `{near[0]}`?" if near else f"known keys here: {', '.join(sorted(known)) or 'none'}"
+        return f"unknown key `{where}`: {hint}"
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] in ("missing", "value_error"):
+        return f"{where}: {message}" if detail["type"] == "value_error" else f"{where}: {message}; it has no default"
+    return f"{where}: {message} (given: {detail['input']!r})"
+
+
+def _known_keys(recipe: type[Section], path: Iterable[Any]) -> list[str]:
+    """Keys of the section that a location in a recipe points to; unions and lists are looked through."""
+    current: list[type[Section]] = [recipe]
+    for part in path:
+        fields = [section.model_fields[str(part)] for section in current if str(part) in section.model_fields]
+        if fields:
+            current = [section for field in fields for section in sections_in(field.annotation)]
+    return [key for section in current for key in section.model_fields]
+
+
+def sections_in(annotation: Any) -> list[type[Section]]:
+    """All `Section` classes inside a type such as `LoraConfig | None` or `tuple[RewardTerm, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for argument in get_args(annotation) for section in sections_in(argument)]
+
+
+def dump(recipe: Section) -> str:
+    """The resolved recipe as YAML, defaults included; `load` and `build` give the same recipe back."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

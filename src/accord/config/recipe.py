@@ -1,0 +1,142 @@
+"""Whole recipes: one class per training command, a literal dict of them, and the checks that look across sections."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from accord.config.algorithm import PPOConfig, RewardConfig, SFTConfig
+from accord.config.base import Section
+from accord.config.data import DataConfig
+from accord.config.model import CriticConfig, LoraConfig, ModelConfig, ReferenceConfig
+from accord.config.reward import RewardTerm
+from accord.config.rollout import RolloutConfig
+from accord.config.train import ExampleTrain, PlacementConfig, RolloutTrain, TrainConfig
+
+
+class Recipe(Section):
+    """What every recipe has."""
+
+    adapter_learning_rate: ClassVar[float]
+    full_learning_rate: ClassVar[float]
+
+    model: ModelConfig
+    adapter: LoraConfig | None = LoraConfig()
+    """The adapter that learns; `null` trains all weights."""
+    data: DataConfig
+    placement: PlacementConfig = PlacementConfig()
+    output: str
+    """Run directory: config, metrics, checkpoints, the model and the report go there."""
+    seed: int = Field(0, ge=0)
+    """Same seed, same run."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_learning_rate(cls, value: Any) -> Any:
+        """Fill in the recipe's own learning rate, so that the saved config says what ran."""
+        if not isinstance(value, dict):
+            return value
+        train = value.get("train") or {}
+        if not isinstance(train, dict) or train.get("learning_rate") is not None:
+            return value
+        full = "adapter" in value and value["adapter"] is None
+        rate = cls.full_learning_rate if full else cls.adapter_learning_rate
+        return {**value, "train": {**train, "learning_rate": rate}}
+
+    def warnings(self) -> list[str]:
+        """Settings that run, but seldom do what is wanted."""
+        return []
+
+
+class SFTRecipe(Recipe):
+    """`accord sft`: learn to write the completions."""
+
+    # TRL's SFTConfig has 2e-5 for full fine-tuning and its guide ten times that for LoRA, as QLoRA does (2e-4).
+    adapter_learning_rate: ClassVar[float] = 2e-4
+    full_learning_rate: ClassVar[float] = 2e-5
+
+    algorithm: SFTConfig = SFTConfig()
+    train: ExampleTrain = ExampleTrain()
+
+
+class RewardRecipe(Recipe):
+    """`accord reward`: learn which of two answers people prefer."""
+
+    # TRL's RewardConfig and OpenRLHF: 1e-4 with LoRA, 9e-6 to 1e-5 for full fine-tuning.
+    adapter_learning_rate: ClassVar[float] = 1e-4
+    full_learning_rate: ClassVar[float] = 1e-5
+
+    algorithm: RewardConfig = RewardConfig()
+    train: ExampleTrain = ExampleTrain()
+
+
+class PPORecipe(Recipe):
+    """`accord ppo`: sample responses, score them, and make the good ones likelier."""
+
+    # Classic TRL and StackLLaMA: 1.41e-5 with LoRA; TRL's full fine-tuning examples: 3e-6.
+    adapter_learning_rate: ClassVar[float] = 1.41e-5
+    full_learning_rate: ClassVar[float] = 3e-6
+
+    reference: ReferenceConfig = ReferenceConfig()
+    critic: CriticConfig = CriticConfig()
+    reward: tuple[RewardTerm, ...] = ()
+    rollout: RolloutConfig = RolloutConfig()
+    algorithm: PPOConfig = PPOConfig()
+    train: RolloutTrain = RolloutTrain()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, value: Any) -> Any:
+        """Accept one reward where a list is meant, and fill in which critic is used."""
+        if not isinstance(value, dict):
+            return value
+        value = dict(value)
+        if isinstance(value.get("reward"), (str, dict)):
+            value["reward"] = [value["reward"]]
+        critic = value.get("critic")
+        if critic is None or (isinstance(critic, dict) and critic.get("source") is None):
+            full = "adapter" in value and value["adapter"] is None
+            value["critic"] = {**(critic or {}), "source": "policy_trunk" if full else "adapter"}
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.critic.source == "adapter" and self.adapter is None:
+            raise ValueError(
+                "critic.source: adapter needs a frozen base, and `adapter: null` trains the base itself; "
+                "use critic.source: policy_trunk, or model with a path"
+            )
+        if self.critic.start == "reward" and not any(term.model for term in self.reward):
+            raise ValueError("critic.start: reward copies a reward model, and `reward` names none")
+        if self.train.batch_size % self.rollout.samples:
+            raise ValueError(
+                f"train.batch_size ({self.train.batch_size}) counts responses, so it must be a multiple of "
+                f"rollout.samples ({self.rollout.samples})"
+            )
+        if self.train.batch_size < self.algorithm.minibatches:
+            raise ValueError(
+                f"{self.train.batch_size} responses (train.batch_size) cannot be cut into "
+                f"{self.algorithm.minibatches} minibatches (algorithm.minibatches)"
+            )
+        if self.prompt_limit < 1:
+            raise ValueError(
+                f"data.max_tokens ({self.data.max_tokens}) leaves no room for a prompt beside rollout.max_new_tokens "
+                f"({self.rollout.max_new_tokens})"
+            )
+        return self
+
+    @property
+    def prompt_limit(self) -> int:
+        """Longest prompt, in tokens."""
+        return self.data.max_prompt_tokens or self.data.max_tokens - self.rollout.max_new_tokens
+
+    def warnings(self) -> list[str]:
+        """Settings that run, but seldom do what is wanted."""
+        return self.rollout.warnings()
+
+
+RECIPES: dict[str, type[Recipe]] = {"sft": SFTRecipe, "reward": RewardRecipe, "ppo": PPORecipe}
+"""Training command -> its recipe. The CLI, the algorithms and the docs have the same keys."""
+
+__all__ = ["RECIPES", "PPORecipe", "Recipe", "RewardRecipe", "SFTRecipe", "TrainConfig"]
