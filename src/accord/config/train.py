@@ -73,8 +73,8 @@ class RolloutTrain(TrainConfig):
 class PlacementConfig(Section):
     """Which process and device holds which role."""
 
-    type: Literal["local"] = "local"
-    """`local`: all roles in this process."""
+    type: Literal["local", "torchrun"] = "local"
+    """`local`: all roles in this process. `torchrun`: in each process that torchrun starts, which share each batch."""
     device: str = "auto"
     """`auto` (an accelerator when there is one), or a torch device such as `cpu` or `cuda:0`."""
     threads: int | None = Field(None, ge=1)

@@ -1,0 +1,104 @@
+"""What an algorithm is. A protocol and not a base class: algorithms share functions, not ancestors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from accord.batch import TokenBatch
+from accord.model.forward import Outputs
+from accord.model.scorer import Scorer
+from accord.ops.statistics import SumOverRanks
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Denominators:
+    """Counts over a whole optimiser step, all micro-batches and all ranks: what losses are divided by."""
+
+    tokens: Tensor
+    """Target tokens, float32 scalar."""
+    sequences: Tensor
+    """Sequences, float32 scalar."""
+
+    @classmethod
+    def of(cls, batch: TokenBatch, sum_over_ranks: SumOverRanks) -> Denominators:
+        """Count this rank's part of a step and add the other ranks'."""
+        counts = sum_over_ranks(torch.tensor([batch.targets, batch.sequences], dtype=torch.float64)).float()
+        return cls(counts[0], counts[1])
+
+    def to(self, device: torch.device) -> Denominators:
+        """A copy on a device."""
+        return Denominators(self.tokens.to(device), self.sequences.to(device))
+
+
+class Algorithm(Protocol):
+    """Turns examples or scored rollouts into token batches, and names its loss."""
+
+    collects: Literal["examples", "rollouts"]
+    """What `prepare` takes."""
+    uses_dropout: bool
+    """Whether dropout is on in updates. Off for algorithms that compare with log-probs computed before."""
+    temperature: float
+    """Log-probabilities are those of logits / temperature."""
+
+    def prepare(self, items: Sequence[Any], scorer: Scorer) -> tuple[TokenBatch, Metrics]:
+        """One iteration's batch, with every stream that the loss reads, and metrics of the collection."""
+        ...
+
+    def minibatches(self, batch: TokenBatch, generator: torch.Generator) -> Iterator[TokenBatch]:
+        """The optimiser steps of an iteration, one batch each."""
+        ...
+
+    def roles(self) -> tuple[RoleUpdate, ...]:
+        """The roles that learn in this iteration, in order, and how they are run."""
+        ...
+
+    def loss(
+        self, role: str, outputs: Outputs, batch: TokenBatch, denominators: Denominators
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and additive metrics of one role on one micro-batch."""
+        ...
+
+    def veto(self, metrics: Metrics) -> str | None:
+        """A reason not to take the step that these metrics describe, or `None`."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs, as plain JSON data."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a checkpoint's state."""
+        ...
+
+
+@dataclass(frozen=True)
+class RoleUpdate:
+    """How a role is run in an update."""
+
+    role: str
+    entropy: bool = False
+    """Whether its loss reads entropies."""
+    heads_only: bool = False
+    """Whether gradients stop at the hidden states."""
+
+
+class Stateless:
+    """State handling of algorithms that keep nothing from one iteration to the next, and veto nothing."""
+
+    def veto(self, metrics: Metrics) -> str | None:
+        """Every step is taken."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing."""

@@ -1,0 +1,48 @@
+"""Supervised fine-tuning: examples in, negative log-likelihood out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from accord.algorithms.base import Denominators, Metrics, RoleUpdate, Stateless
+from accord.batch import TokenBatch
+from accord.data import TokenSequence
+from accord.losses import sft
+from accord.model.forward import Outputs
+from accord.model.scorer import Scorer
+
+
+class SFT(Stateless):
+    """Learns the target tokens of examples."""
+
+    collects: Literal["examples"] = "examples"
+    uses_dropout = True
+    temperature = 1.0
+
+    def prepare(self, items: Sequence[TokenSequence], scorer: Scorer) -> tuple[TokenBatch, Metrics]:
+        """Examples end to end."""
+        return TokenBatch.from_sequences([e.input_ids for e in items], [e.target_mask for e in items]), {}
+
+    def minibatches(self, batch: TokenBatch, generator: torch.Generator) -> Iterator[TokenBatch]:
+        """One step takes the whole batch."""
+        yield batch
+
+    def roles(self) -> tuple[RoleUpdate, ...]:
+        """The policy learns."""
+        return (RoleUpdate("policy"),)
+
+    def loss(
+        self, role: str, outputs: Outputs, batch: TokenBatch, denominators: Denominators
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`losses.sft` over the target tokens."""
+        assert outputs.logprobs_T is not None
+        return sft(
+            logprobs_T=outputs.logprobs_T,
+            mask_T=batch.target_mask_T,
+            tokens=denominators.tokens,
+            weights_T=batch.weights_T,
+        )

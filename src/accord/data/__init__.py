@@ -1,0 +1,51 @@
+"""Data: sources, formats, templates, token ids, and the film reviews that the quickstart writes for itself.
+
+Nothing here imports torch; transformers, datasets and pyarrow are imported only where a function needs them.
+"""
+
+from accord.data.chat import CHAT_TEMPLATES, Encoder, TokenSequence, set_chat_template, stop_ids
+from accord.data.check import CheckReport, check, render
+from accord.data.convert import Converted, convert
+from accord.data.encode import (
+    Encoded,
+    EncodedLabelled,
+    EncodedPair,
+    EncodedPrompt,
+    encode_examples,
+    encode_labelled,
+    encode_pairs,
+    encode_prompts,
+)
+from accord.data.formats import FORMATS, Loaded, convert_row, detect, read_records
+from accord.data.sources import Rejection, Row, RowError, count_reasons, read_rows
+
+__all__ = [
+    "CHAT_TEMPLATES",
+    "FORMATS",
+    "CheckReport",
+    "Converted",
+    "Encoded",
+    "EncodedLabelled",
+    "EncodedPair",
+    "EncodedPrompt",
+    "Encoder",
+    "Loaded",
+    "Rejection",
+    "Row",
+    "RowError",
+    "TokenSequence",
+    "check",
+    "convert",
+    "convert_row",
+    "count_reasons",
+    "detect",
+    "encode_examples",
+    "encode_labelled",
+    "encode_pairs",
+    "encode_prompts",
+    "read_records",
+    "read_rows",
+    "render",
+    "set_chat_template",
+    "stop_ids",
+]

@@ -1,0 +1,13 @@
+"""The losses, as pure functions: tensors and scalars in, `(loss, metrics)` out.
+
+The rules of the house. Keyword arguments only. The denominator is an argument: the count over the whole optimiser step and
+all ranks, so that any split into micro-batches gives the same gradient. Metrics are additive in the same way (each is
+already divided by a denominator, so that adding them over micro-batches gives the mean of the step) unless their name ends
+in `_max`. No config object, no logging, no collective, no `.item()`.
+"""
+
+from accord.losses.ppo import kl_penalty, ppo_policy, ppo_value
+from accord.losses.reward import bradley_terry
+from accord.losses.sft import sft
+
+__all__ = ["bradley_terry", "kl_penalty", "ppo_policy", "ppo_value", "sft"]

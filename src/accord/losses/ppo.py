@@ -1,0 +1,110 @@
+"""Proximal policy optimisation: the clipped policy loss, the clipped value loss, and the KL as a loss term."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from accord.ops.kl import kl_per_token
+from accord.ops.masking import masked_sum
+
+MAX_LOG_RATIO = 20.0
+"""exp(20) is far outside any clip range and far inside float32."""
+
+
+def ppo_policy(
+    *,
+    logprobs_T: Tensor,
+    old_logprobs_T: Tensor,
+    advantages_T: Tensor,
+    mask_T: Tensor,
+    tokens: Tensor,
+    clip: float,
+    entropies_T: Tensor | None = None,
+    entropy_coef: float = 0.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Clipped surrogate (Schulman et al. 2017, arXiv:1707.06347, equation 7) minus an entropy bonus (equation 9).
+
+    ratio = exp(log p - log p_old)
+    loss = sum_t max(-A_t ratio_t, -A_t clip(ratio_t, 1 - clip, 1 + clip)) / tokens - entropy_coef sum_t H_t / tokens
+
+    Args:
+        logprobs_T: log-probability of each token now, float32 [T].
+        old_logprobs_T: the same before the iteration's first step.
+        advantages_T: float32 [T].
+        mask_T: true for response tokens, bool [T].
+        tokens: number of response tokens of the whole step, scalar.
+        clip: half-width of the ratio's free range.
+        entropies_T: entropy of each token's distribution (nats), float32 [T].
+        entropy_coef: weight of the bonus.
+
+    Returns:
+        The loss (scalar) and `ppo/policy/*`, `ppo/loss/policy`, `objective/entropy`.
+    """
+    log_ratio_T = (logprobs_T - old_logprobs_T).masked_fill(~mask_T, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    ratio_T = log_ratio_T.exp()
+    plain_T = -advantages_T * ratio_T
+    clipped_T = -advantages_T * ratio_T.clamp(1.0 - clip, 1.0 + clip)
+    surrogate = masked_sum(torch.maximum(plain_T, clipped_T), mask_T) / tokens
+    metrics = {
+        "ppo/loss/policy": surrogate,
+        "ppo/policy/clipfrac": masked_sum((clipped_T > plain_T).float(), mask_T) / tokens,
+        # (ratio - 1) - log ratio: Schulman's k3 of KL(old || new), never negative.
+        "ppo/policy/approxkl": masked_sum(torch.expm1(log_ratio_T) - log_ratio_T, mask_T) / tokens,
+        "ppo/policy/ratio_mean": masked_sum(ratio_T, mask_T) / tokens,
+        "ppo/policy/ratio_max": ratio_T.masked_fill(~mask_T, 0.0).max(),
+    }
+    loss = surrogate
+    if entropies_T is not None:
+        entropy = masked_sum(entropies_T, mask_T) / tokens
+        metrics["objective/entropy"] = entropy
+        loss = loss - entropy_coef * entropy
+    return loss, {name: value.detach() for name, value in metrics.items()}
+
+
+def ppo_value(
+    *,
+    values_T: Tensor,
+    old_values_T: Tensor,
+    returns_T: Tensor,
+    mask_T: Tensor,
+    tokens: Tensor,
+    value_clip: float | None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Squared error of the values, clipped around the old ones (PPO's reference code; Huang et al. 2024, arXiv:2403.17031).
+
+    v_clipped = V_old + clip(V - V_old, -value_clip, value_clip)
+    loss = 1/2 sum_t max((V_t - R_t)^2, (v_clipped_t - R_t)^2) / tokens
+
+    Args:
+        values_T: values now, float32 [T].
+        old_values_T: values before the iteration's first step, float32 [T].
+        returns_T: regression targets, float32 [T].
+        mask_T: true for response tokens, bool [T].
+        tokens: number of response tokens of the whole step, scalar.
+        value_clip: in units of the value; `None` turns clipping off.
+
+    Returns:
+        The loss (scalar) and `ppo/loss/value`, `ppo/val/*`.
+    """
+    errors_T = (values_T - returns_T).square()
+    worst_T = errors_T
+    if value_clip is not None:
+        near_T = old_values_T + (values_T - old_values_T).clamp(-value_clip, value_clip)
+        worst_T = torch.maximum(errors_T, (near_T - returns_T).square())
+    loss = 0.5 * masked_sum(worst_T, mask_T) / tokens
+    metrics = {
+        "ppo/loss/value": loss,
+        "ppo/val/clipfrac": masked_sum((worst_T > errors_T).float(), mask_T) / tokens,
+        "ppo/val/mean": masked_sum(values_T, mask_T) / tokens,
+    }
+    return loss, {name: value.detach() for name, value in metrics.items()}
+
+
+def kl_penalty(
+    *, logprobs_T: Tensor, ref_logprobs_T: Tensor, mask_T: Tensor, tokens: Tensor, estimator: str, coef: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The KL to the reference as a loss term: coef sum_t kl_t / tokens (for the estimators see `ops.kl.kl_per_token`)."""
+    kl_T = kl_per_token(logprobs_T, ref_logprobs_T, estimator)
+    loss = coef * masked_sum(kl_T, mask_T) / tokens
+    return loss, {"ppo/loss/kl": loss.detach()}

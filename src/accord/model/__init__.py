@@ -1,0 +1,1 @@
+"""Models: loading, packed forward, heads, adapters, and roles on one base."""

@@ -1,0 +1,111 @@
+"""Attention over sequences that lie end to end: each attends to itself alone, and no mask is ever built.
+
+Registered with transformers as `accord_segments`. A model that is called with `segment_bounds` (see `packed_arguments`) runs
+one scaled-dot-product attention per sequence, which costs sum(L^2) and not (sum L)^2, and cannot leak from one sequence to the
+next. A model that is called with a cache passes its own 4-d mask. Any other call would attend across padding, so it fails.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface
+from transformers.utils import is_flash_attn_2_available
+
+from accord.batch import TokenBatch
+
+SEGMENTS = "accord_segments"
+FLASH = "flash_attention_2"
+
+
+def segment_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    segment_bounds: list[int] | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of packed sequences, or of one decoding step over a cache.
+
+    Args:
+        module: the attention layer (its signature is given by transformers).
+        query: [B, heads, Q, D]; key, value: [B, key-value heads, K, D]. B = 1 for packed sequences.
+        attention_mask: bool [B, 1, Q, K], true = may attend; only for decoding.
+        scaling: factor of the scores, 1/sqrt(D) if not given.
+        dropout: on the attention weights.
+        segment_bounds: [0, end of sequence 1, ..., T] for packed sequences.
+        sliding_window: a token sees this many last tokens, itself included.
+
+    Returns:
+        [B, Q, heads, D], and no weights.
+    """
+    grouped = query.shape[1] != key.shape[1]
+    if segment_bounds is None:
+        if attention_mask is None and query.shape[2] != key.shape[2]:
+            raise ValueError(f"{SEGMENTS} attention over a cache needs a 4-d attention mask")
+        if attention_mask is None and query.shape[0] > 1:
+            raise ValueError(f"{SEGMENTS} attention does not see padding; call the model with segment_bounds instead")
+        causal = attention_mask is None
+        out = functional.scaled_dot_product_attention(
+            query, key, value, attention_mask, dropout, causal, scale=scaling, enable_gqa=grouped
+        )
+        return out.transpose(1, 2), None
+    outputs = []
+    for start, end in zip(segment_bounds, segment_bounds[1:], strict=False):
+        window = _window_mask(end - start, sliding_window, query.device)
+        outputs.append(
+            functional.scaled_dot_product_attention(
+                query[:, :, start:end],
+                key[:, :, start:end],
+                value[:, :, start:end],
+                window,
+                dropout,
+                window is None,
+                scale=scaling,
+                enable_gqa=grouped,
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
+    """Causal mask of a sliding window, bool [length, length]; `None` where the window is at least as long."""
+    if window is None or length <= window:
+        return None
+    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+def packed_arguments(batch: TokenBatch) -> dict[str, Any]:
+    """Keyword arguments with which a transformers model reads a packed batch, for both attention implementations.
+
+    No `attention_mask` and no cache: with either, transformers' own implementations let sequences see each other.
+    """
+    longest = int(batch.lengths_N.max())
+    return {
+        "input_ids": batch.input_ids_T[None],
+        "position_ids": batch.position_ids_T[None],
+        "use_cache": False,
+        "segment_bounds": batch.cu_seqlens.tolist(),
+        "cu_seq_lens_q": batch.cu_seqlens,
+        "cu_seq_lens_k": batch.cu_seqlens,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+def choose_attention(device: torch.device, dtype: torch.dtype) -> str:
+    """Flash attention's variable-length kernels where they are installed and run, else segments of SDPA."""
+    flash = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) and is_flash_attn_2_available()
+    return FLASH if flash else SEGMENTS
+
+
+AttentionInterface.register(SEGMENTS, segment_attention)

@@ -1,0 +1,94 @@
+"""From a role and a packed batch to log-probabilities, entropies, values and scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from accord.batch import TokenBatch
+from accord.model.attention import packed_arguments
+from accord.model.heads import ScalarHead
+from accord.ops.logprobs import token_logprobs
+
+
+@dataclass(frozen=True)
+class Role:
+    """Base weights, at most one adapter, at most one head, used for one purpose."""
+
+    name: str
+    trunk: nn.Module
+    """Token ids -> hidden states."""
+    output: nn.Linear | None = None
+    """Hidden states -> logits; for roles that give log-probabilities."""
+    adapter: str | None = None
+    """Adapter on the shared base; `None` with `shared` means adapters off."""
+    shared: bool = True
+    """Whether the trunk is the shared base, whose adapters have to be switched."""
+    value_head: ScalarHead | None = None
+    """Hidden states -> values of states; for the critic."""
+    score_head: ScalarHead | None = None
+    """Last hidden state of a sequence -> its score; for the reward."""
+    trains: bool = False
+    """Whether weights of this role are learnt."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a role says about a batch; streams are 0 off the targets."""
+
+    logprobs_T: Tensor | None = None
+    """float32 [T], nats"""
+    entropies_T: Tensor | None = None
+    """float32 [T], nats; 0 unless asked for"""
+    values_T: Tensor | None = None
+    """float32 [T]: value of the state in which the token at t was chosen, so read at t - 1"""
+    scores_N: Tensor | None = None
+    """float32 [N]: read at the last token of each sequence"""
+
+
+def forward(
+    role: Role, batch: TokenBatch, *, temperature: float = 1.0, entropy: bool = False, detach_trunk: bool = False
+) -> Outputs:
+    """Run a role on a packed batch. The role's adapter must be active (`Roles.use`).
+
+    Args:
+        role: what it gives depends on its heads.
+        batch: packed sequences.
+        temperature: log-probabilities are those of logits / temperature.
+        entropy: give entropies too.
+        detach_trunk: gradients stop at the hidden states, so that only heads learn.
+    """
+    hidden_TH = hidden_states(role, batch)
+    if detach_trunk:
+        hidden_TH = hidden_TH.detach()
+    targets_K = batch.target_mask_T.nonzero().flatten()
+    logprobs_T = entropies_T = values_T = scores_N = None
+    if role.output is not None or role.value_head is not None:
+        hidden_KH = hidden_TH[targets_K - 1]  # the state in which a token is chosen lies one token earlier
+        if role.output is not None:
+            logprobs_K, entropies_K = token_logprobs(
+                hidden_KH,
+                role.output.weight,
+                role.output.bias,
+                batch.input_ids_T[targets_K],
+                temperature=temperature,
+                with_entropy=entropy,
+            )
+            logprobs_T, entropies_T = _spread(logprobs_K, targets_K, batch), _spread(entropies_K, targets_K, batch)
+        if role.value_head is not None:
+            values_T = _spread(role.value_head(hidden_KH), targets_K, batch)
+    if role.score_head is not None:
+        scores_N = role.score_head(hidden_TH[batch.cu_seqlens[1:].long() - 1])
+    return Outputs(logprobs_T, entropies_T, values_T, scores_N)
+
+
+def hidden_states(role: Role, batch: TokenBatch) -> Tensor:
+    """Last hidden states [T, H] of a packed batch, in the trunk's type."""
+    return role.trunk(**packed_arguments(batch)).last_hidden_state[0]
+
+
+def _spread(values_K: Tensor, targets_K: Tensor, batch: TokenBatch) -> Tensor:
+    """Put values of target tokens where they belong: [K] -> [T], 0 elsewhere."""
+    return torch.zeros(batch.tokens, dtype=values_K.dtype, device=values_K.device).index_copy(0, targets_K, values_K)

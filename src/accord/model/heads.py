@@ -1,0 +1,22 @@
+"""Scalar heads: one number from a hidden state."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ScalarHead(nn.Module):
+    """score = w . h, in float32, without bias: the shape of the `score` layer of transformers' sequence classifiers.
+
+    Starts at 0: values then begin at the mean that whitening would give them, and a reward model at indifference.
+    """
+
+    def __init__(self, hidden: int, weight: Tensor | None = None) -> None:
+        super().__init__()
+        start = torch.zeros(1, hidden) if weight is None else weight.detach().float().clone().reshape(1, hidden)
+        self.weight = nn.Parameter(start)
+
+    def forward(self, hidden_KH: Tensor) -> Tensor:
+        """Hidden states [K, H] of any float type -> float32 [K]."""
+        return (hidden_KH.float() @ self.weight.T).squeeze(-1)

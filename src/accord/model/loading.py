@@ -1,0 +1,160 @@
+"""From a path to a model and its tokenizer."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from accord.config import ModelConfig
+from accord.errors import ModelError
+from accord.model.attention import choose_attention
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Location:
+    """What a model path points to."""
+
+    base: str
+    """Folder or hub name of the weights."""
+    adapter: Path | None = None
+    """Folder of a PEFT adapter on that base, if the path named one."""
+
+
+def locate(path: str) -> Location:
+    """Find out whether a path is a model, an adapter, or a name on the hub.
+
+    Raises:
+        ModelError: a path that is none of them; names the nearest folder that exists.
+    """
+    folder = Path(path).expanduser()
+    if (folder / ADAPTER_CONFIG).is_file():
+        base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+        if not base:
+            raise ModelError(f"{folder / ADAPTER_CONFIG} does not name its base model (base_model_name_or_path)")
+        beside = folder / base
+        return Location(str(beside) if not Path(base).exists() and beside.exists() else base, folder)
+    if (folder / "config.json").is_file():
+        return Location(str(folder))
+    if folder.is_dir():
+        hint = next((str(sub) for sub in sorted(folder.glob("*")) if (sub / "config.json").is_file()), None)
+        also = f"; did you mean {hint}?" if hint else ""
+        raise ModelError(f"{folder} holds no model: there is no config.json or {ADAPTER_CONFIG} in it{also}")
+    if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1 or folder.parent.is_dir():
+        raise ModelError(f"no model at {path}{_nearest(folder)}")
+    return Location(path)
+
+
+def _nearest(folder: Path) -> str:
+    parent = next(p for p in (folder.parent, *folder.parent.parents) if p.is_dir())
+    wanted = folder.relative_to(parent).parts[0] if parent != Path() else folder.parts[0]
+    near = difflib.get_close_matches(wanted, [p.name for p in parent.iterdir() if p.is_dir()], n=1)
+    return f"; did you mean {parent / near[0]}?" if near else f": {parent.resolve()} has no {wanted!r}"
+
+
+def load_tokenizer(config: ModelConfig, location: Location) -> PreTrainedTokenizerBase:
+    """The tokenizer saved with the adapter if there is one, else the base's; always with a pad token.
+
+    Raises:
+        ModelError: none can be loaded, or it has no EOS token (nothing could ever end).
+    """
+    own = location.adapter is not None and (location.adapter / "tokenizer_config.json").is_file()
+    source = str(location.adapter) if own else location.base
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no tokenizer could be loaded from {source}: {_first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer of {source} has no EOS token, so no response could end; set eos_token in it")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def weight_type(config: ModelConfig, location: Location, trained: bool) -> torch.dtype:
+    """The type to load weights in: as asked; for `auto`, float32 if they are trained, else the checkpoint's own."""
+    if config.dtype != "auto":
+        return getattr(torch, config.dtype)
+    if trained:
+        return torch.float32
+    return read_config(location.base, config.trust_remote_code).dtype or torch.float32
+
+
+def read_config(base: str, trust_remote_code: bool = False) -> Any:
+    """The transformers config of a model.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    try:
+        return AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read the model {base}: {_first_line(error)}") from error
+
+
+def load_weights(
+    base: str, dtype: torch.dtype, device: torch.device, *, scorer: bool = False, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Load a causal language model, or a sequence classifier with one label, with packed attention.
+
+    Args:
+        base: folder or hub name.
+        dtype: type of the weights in memory.
+        device: where they go.
+        scorer: load as `AutoModelForSequenceClassification`.
+        trust_remote_code: see `ModelConfig`.
+
+    Raises:
+        ModelError: it cannot be loaded, or a scorer has more than one label.
+    """
+    config = read_config(base, trust_remote_code)
+    automatic = AutoModelForSequenceClassification if scorer else AutoModelForCausalLM
+    _refuse_unsupported(base, config)
+    if scorer and config.num_labels != 1:
+        raise ModelError(f"{base} has {config.num_labels} labels; a reward model has one (num_labels = 1)")
+    quiet = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        model = automatic.from_pretrained(
+            base,
+            dtype=dtype,
+            attn_implementation=choose_attention(device, dtype),
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the model {base} cannot be loaded: {_first_line(error)}") from error
+    finally:
+        if quiet:
+            transformers_logging.enable_progress_bar()
+    return model.to(device)
+
+
+def _refuse_unsupported(base: str, config: Any) -> None:
+    """Refuse what would be silently wrong: the output layer's result is computed here, so each transform must be known."""
+    for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        value = getattr(config, key, None)
+        if value not in (None, 0, 1, 1.0):
+            raise ModelError(f"{base}: its config sets {key} = {value}, a transform of the logits that is not supported")
+
+
+def trunk_of(model: PreTrainedModel) -> nn.Module:
+    """The part of a model that turns token ids into hidden states."""
+    trunk = model.base_model
+    if trunk is model:
+        raise ModelError(f"{type(model).__name__} has no separate trunk below its head, so it cannot carry roles")
+    return trunk
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,227 @@
+"""One base, four roles."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from accord.config import CriticConfig, LoraConfig, ModelConfig, ReferenceConfig
+from accord.errors import ModelError
+from accord.model.adapters import AdapterSet, lora_config
+from accord.model.forward import Role
+from accord.model.heads import ScalarHead
+from accord.model.loading import Location, load_tokenizer, load_weights, locate, trunk_of, weight_type
+
+START = "start"
+"""Name of the frozen copy of the adapter that a run started from."""
+
+
+class Roles:
+    """A base model, its adapters, and the roles they play together.
+
+    Attributes:
+        tokenizer: the base's.
+        model: the base itself (a causal language model).
+        adapters: those on the base.
+        roles: by name: `policy`, `reference`, `critic`, `reward`, or `reward/<label>` for several rewards.
+    """
+
+    def __init__(self, config: ModelConfig, adapter: LoraConfig | None, device: torch.device) -> None:
+        """Load the base; `adapter` says what will learn on it, `None` that the base itself learns.
+
+        Raises:
+            ModelError: the model or its tokenizer cannot be loaded.
+        """
+        self.config, self.device, self.adapter_config = config, device, adapter
+        self.location = locate(config.path)
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(config, self.location)
+        self.dtype = weight_type(config, self.location, trained=adapter is None)
+        self.model: PreTrainedModel = self._load(self.location)
+        self.adapters = AdapterSet(self.model, self.location.base)
+        self.roles: dict[str, Role] = {}
+        if adapter is not None:
+            self.model.requires_grad_(False)
+            if self.location.adapter is not None:
+                self.adapters.load(START, self.location.adapter)
+        elif self.location.adapter is not None:
+            self._fold_in(self.location.adapter)
+        self.model.eval()
+
+    def _load(self, location: Location, scorer: bool = False) -> PreTrainedModel:
+        trust = self.config.trust_remote_code
+        return load_weights(location.base, self.dtype, self.device, scorer=scorer, trust_remote_code=trust)
+
+    def _fold_in(self, folder: Path) -> None:
+        """Full fine-tuning from an adapter: the adapter becomes part of the weights that learn."""
+        import peft
+
+        self.model = peft.PeftModel.from_pretrained(self.model, str(folder)).merge_and_unload()
+        self.model.requires_grad_(True)
+        self.adapters = AdapterSet(self.model, self.location.base)
+
+    # --- adding roles ------------------------------------------------------------------------------------------------
+
+    def add_policy(self, critic: CriticConfig | None = None) -> None:
+        """The model that learns; with a value head of its own if the critic sits on its trunk."""
+        self._new_adapter("policy")
+        on_trunk = critic is not None and critic.source == "policy_trunk"
+        self.roles["policy"] = Role(
+            "policy",
+            trunk_of(self.model),
+            output=self._output_layer(),
+            adapter="policy" if self.adapter_config is not None else None,
+            value_head=self._new_head() if on_trunk else None,
+            trains=True,
+        )
+
+    def _new_adapter(self, name: str) -> None:
+        """A learning adapter: a copy of the one that the run starts from, or a fresh one."""
+        if self.adapter_config is None:
+            return
+        if self.location.adapter is not None:
+            self.adapters.copy(START, name)
+        else:
+            self.adapters.add(name, lora_config(self.adapter_config))
+
+    def _new_head(self, weight: torch.Tensor | None = None) -> ScalarHead:
+        return ScalarHead(self.model.config.get_text_config().hidden_size, weight).to(self.device)
+
+    def _output_layer(self) -> nn.Linear:
+        layer = self.model.get_output_embeddings()
+        if not isinstance(layer, nn.Linear):
+            raise ModelError(
+                f"the output layer of {self.config.path} is a {type(layer).__name__}; log-probabilities are computed from "
+                "its weight in tiles, so it must be a plain linear layer: leave it out of adapter.targets"
+            )
+        return layer
+
+    def add_reference(self, config: ReferenceConfig) -> None:
+        """What the KL is measured against; frozen."""
+        if config.source == "model":
+            assert config.path is not None
+            model = self._own_model(config.path)
+            self.roles["reference"] = Role("reference", trunk_of(model), model.get_output_embeddings(), shared=False)
+        elif self.adapter_config is None:
+            frozen = copy.deepcopy(self.model).requires_grad_(False)
+            self.roles["reference"] = Role("reference", trunk_of(frozen), frozen.get_output_embeddings(), shared=False)
+        else:
+            adapter = START if self.location.adapter is not None else None
+            self.roles["reference"] = Role("reference", trunk_of(self.model), self._output_layer(), adapter)
+
+    def _own_model(self, path: str, scorer: bool = False) -> PreTrainedModel:
+        """A separate frozen model; an adapter is folded into it."""
+        location = locate(path)
+        model = self._load(location, scorer)
+        if location.adapter is not None:
+            import peft
+
+            model = peft.PeftModel.from_pretrained(model, str(location.adapter)).merge_and_unload()
+        return model.eval().requires_grad_(False)
+
+    def add_reward(self, path: str, name: str = "reward") -> None:
+        """A frozen reward model: an adapter on the shared base if it was trained on that base, else its own model."""
+        location = locate(path)
+        if location.adapter is not None and self.adapter_config is not None and self._is_base(location.base):
+            adapter = name.replace("/", "_").replace(".", "_")
+            weight = self.adapters.load(adapter, location.adapter)
+            if weight is None:
+                raise ModelError(f"{path} is an adapter without a score head, so it is not a reward model")
+            head = self._new_head(weight).requires_grad_(False)
+            self.roles[name] = Role(name, trunk_of(self.model), adapter=adapter, score_head=head)
+            return
+        model = self._own_model(path, scorer=True)
+        head = self._new_head_for(model).requires_grad_(False)
+        self.roles[name] = Role(name, trunk_of(model), score_head=head, shared=False)
+
+    def _is_base(self, base: str) -> bool:
+        same_path = Path(base).exists() and Path(base).resolve() == Path(self.location.base).resolve()
+        return base == self.location.base or same_path
+
+    def _new_head_for(self, scorer: PreTrainedModel) -> ScalarHead:
+        layer = getattr(scorer, "score", None)
+        if not isinstance(layer, nn.Linear) or layer.out_features != 1:
+            raise ModelError(f"{type(scorer).__name__} has no `score` layer with one output, so it is not a reward model")
+        return ScalarHead(layer.in_features, layer.weight).to(self.device)
+
+    def add_scorer(self) -> None:
+        """A reward model that learns: own adapter (or the base itself) and a score head."""
+        self._new_adapter("reward")
+        adapter = "reward" if self.adapter_config is not None else None
+        head = self._new_head()
+        self.roles["reward"] = Role("reward", trunk_of(self.model), adapter=adapter, score_head=head, trains=True)
+
+    def add_critic(self, config: CriticConfig) -> None:
+        """What predicts scores, unless it sits on the policy's trunk; call after the rewards, which it may start from."""
+        if config.source == "policy_trunk":
+            return
+        reward = next((role for name, role in self.roles.items() if name.startswith("reward")), None)
+        if config.source == "model":
+            assert config.path is not None
+            model = self._own_model(config.path, scorer=config.start == "reward" or _is_scorer(config.path))
+            head = self._new_head_for(model) if hasattr(model, "score") else self._new_head()
+            model.requires_grad_(True)
+            self.roles["critic"] = Role("critic", trunk_of(model), value_head=head, shared=False, trains=True)
+            return
+        if config.start == "reward":
+            if reward is None or not reward.shared or reward.adapter is None or reward.score_head is None:
+                raise ModelError(
+                    "critic.start: reward copies an adapter, but the reward model is not an adapter on the policy's base "
+                    f"{self.location.base}; use critic: {{source: model, path: <the reward model>}}"
+                )
+            self.adapters.copy(reward.adapter, "critic")
+            head = self._new_head(reward.score_head.weight)
+        else:
+            self._new_adapter("critic")
+            head = self._new_head()
+        self.roles["critic"] = Role("critic", trunk_of(self.model), adapter="critic", value_head=head, trains=True)
+
+    # --- using roles -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def use(self, name: str, train: bool = False) -> Iterator[Role]:
+        """Switch to a role; with `train`, its weights take gradients, and backward must run inside."""
+        role = self.roles[name]
+        if not role.shared:
+            yield role
+            return
+        with self.adapters.active(role.adapter, trains=train and role.trains):
+            yield role
+
+    def trainable(self, name: str) -> dict[str, nn.Parameter]:
+        """The weights of a role that learn, by a name that stays the same from run to run."""
+        role = self.roles[name]
+        if not role.trains:
+            return {}
+        weights: dict[str, nn.Parameter] = {}
+        if role.shared and role.adapter is not None:
+            weights |= {f"adapter.{key}": p for key, p in self.adapters.parameters(role.adapter).items()}
+        else:
+            weights |= {f"trunk.{key}": parameter for key, parameter in role.trunk.named_parameters()}
+            seen = {id(parameter) for parameter in weights.values()}
+            if role.output is not None:
+                named = role.output.named_parameters()
+                weights |= {f"output.{key}": parameter for key, parameter in named if id(parameter) not in seen}
+        for kind in ("value_head", "score_head"):
+            head = getattr(role, kind)
+            if head is not None:
+                weights |= {f"{kind}.{key}": parameter for key, parameter in head.named_parameters()}
+        return weights
+
+    def train_mode(self, on: bool) -> None:
+        """Dropout on or off, in everything that learns."""
+        for role in self.roles.values():
+            if role.trains:
+                role.trunk.train(on)
+
+
+def _is_scorer(path: str) -> bool:
+    from accord.model.loading import read_config
+
+    architectures = read_config(locate(path).base).architectures or []
+    return any("SequenceClassification" in name for name in architectures)

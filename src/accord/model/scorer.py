@@ -1,0 +1,104 @@
+"""Frozen passes over rollouts: log-probabilities of policy and reference, values, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from accord.batch import TokenBatch
+from accord.model.forward import Outputs, Role, forward, hidden_states
+from accord.model.roles import Roles
+from accord.ops.logprobs import full_kl
+
+
+class Scorer:
+    """Runs roles on batches without gradients, in micro-batches.
+
+    Args:
+        roles: the models.
+        micro_batch_tokens: tokens that go through a model at once.
+        temperature: of the policy; the reference is compared at the same one.
+    """
+
+    def __init__(self, roles: Roles, micro_batch_tokens: int, temperature: float = 1.0) -> None:
+        self.roles = roles
+        self.micro_batch_tokens = micro_batch_tokens
+        self.temperature = temperature
+
+    def score(self, batch: TokenBatch, wanted: Iterable[str]) -> dict[str, Tensor]:
+        """Streams of a batch.
+
+        Args:
+            batch: packed sequences, on any device.
+            wanted: of `old_logprobs_T`, `values_T`, `ref_logprobs_T`, `full_kl_T`.
+
+        Returns:
+            The wanted streams, float32 [T], on the batch's device, 0 off the targets.
+        """
+        wanted = set(wanted)
+        streams: dict[str, Tensor] = {}
+        policy = self.roles.roles["policy"]
+        values_on_trunk = policy.value_head is not None and "values_T" in wanted
+        if "old_logprobs_T" in wanted or values_on_trunk:
+            outputs = self._run("policy", batch)
+            if outputs.logprobs_T is not None:
+                streams["old_logprobs_T"] = outputs.logprobs_T
+            if outputs.values_T is not None:
+                streams["values_T"] = outputs.values_T
+        if "ref_logprobs_T" in wanted:
+            logprobs_T = self._run("reference", batch).logprobs_T
+            assert logprobs_T is not None
+            streams["ref_logprobs_T"] = logprobs_T
+        if "values_T" in wanted and not values_on_trunk:
+            values_T = self._run("critic", batch).values_T
+            assert values_T is not None
+            streams["values_T"] = values_T
+        if "full_kl_T" in wanted:
+            streams["full_kl_T"] = self._full_kl(batch)
+        return {name: stream for name, stream in streams.items() if name in wanted}
+
+    def sequence_scores(self, name: str, batch: TokenBatch) -> Tensor:
+        """What a reward role says of each sequence: float32 [N]."""
+        scores_N = self._run(name, batch).scores_N
+        assert scores_N is not None
+        return scores_N
+
+    def _run(self, name: str, batch: TokenBatch) -> Outputs:
+        """One role over the whole batch, micro-batch by micro-batch, put back in the batch's order."""
+        parts: dict[str, Tensor] = {}
+        with torch.no_grad(), self.roles.use(name) as role:
+            for members in batch.bins(self.micro_batch_tokens):
+                outputs = forward(role, batch.select(members).to(self.roles.device), temperature=self.temperature)
+                for stream, values in vars(outputs).items():
+                    if values is None:
+                        continue
+                    where = batch.token_index(members) if stream.endswith("_T") else torch.tensor(members)
+                    size = batch.tokens if stream.endswith("_T") else batch.sequences
+                    parts.setdefault(stream, torch.zeros(size))[where] = values.cpu().float()
+        return Outputs(**parts)
+
+    def _full_kl(self, batch: TokenBatch) -> Tensor:
+        kl_T = torch.zeros(batch.tokens)
+        for members in batch.bins(self.micro_batch_tokens):
+            part = batch.select(members).to(self.roles.device)
+            before_K = part.target_mask_T.nonzero().flatten() - 1
+            policy, hidden_KH = self._hidden("policy", part, before_K)
+            reference, ref_hidden_KH = self._hidden("reference", part, before_K)
+            assert policy.output is not None and reference.output is not None
+            kl_K = full_kl(
+                hidden_KH,
+                policy.output.weight,
+                policy.output.bias,
+                ref_hidden_KH,
+                reference.output.weight,
+                reference.output.bias,
+                temperature=self.temperature,
+            )
+            kl_T[batch.token_index(members)[(before_K + 1).cpu()]] = kl_K.cpu()
+        return kl_T
+
+    def _hidden(self, name: str, batch: TokenBatch, positions_K: Tensor) -> tuple[Role, Tensor]:
+        with torch.no_grad(), self.roles.use(name) as role:
+            return role, hidden_states(role, batch)[positions_K]

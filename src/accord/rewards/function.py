@@ -1,0 +1,120 @@
+"""Rewards that are Python functions of one's own."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from accord.errors import ConfigError, RewardError
+from accord.rewards.protocol import checked_scores, describe
+from accord.types import Rollout
+
+
+class FunctionReward:
+    """Calls `f(prompts, responses, **columns)`, sync or async.
+
+    `columns` are those of the data's rows, each a list as long as `prompts`; a function that does not name them, and takes no
+    `**columns`, gets only those it names.
+    """
+
+    def __init__(self, function: Callable[..., Any], label: str) -> None:
+        self.function = function
+        self.label = label
+        self._names = _accepted_columns(function, label)
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[float | None]:
+        """One score for each rollout; see `RewardSource.score`."""
+        keys = sorted({key for rollout in rollouts for key in rollout.columns})
+        columns = {
+            key: [rollout.columns.get(key) for rollout in rollouts]
+            for key in keys
+            if self._names is None or key in self._names
+        }
+        prompts = [rollout.prompt_text for rollout in rollouts]
+        responses = [rollout.response_text for rollout in rollouts]
+        try:
+            scores = self.function(prompts=prompts, responses=responses, **columns)
+            if inspect.iscoroutine(scores):
+                scores = _finish(scores)
+        except Exception as error:  # whatever a user's function raises is the user's to read, with the place it came from
+            raise RewardError(
+                f"reward {self.label} raised {type(error).__name__}: {error}\n  at {_place(error)}\n"
+                f"  on {len(rollouts)} responses, the first: {describe(0, rollouts[0])}"
+            ) from error
+        return checked_scores(self.label, scores, rollouts)
+
+
+def _finish(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine to its end, also where an event loop runs already (notebooks)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
+
+
+def _place(error: Exception) -> str:
+    """File and line where a user's function raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "unknown place" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+
+
+def _accepted_columns(function: Callable[..., Any], label: str) -> set[str] | None:
+    """Names of columns that a function takes; `None` for any."""
+    parameters = inspect.signature(function).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    missing = [name for name in ("prompts", "responses") if name not in parameters and not takes_any]
+    if missing:
+        raise ConfigError(
+            f"reward {label} takes ({', '.join(parameters)}), but it is called with the keywords `prompts` and `responses`: "
+            "write `def reward(prompts, responses, **columns)`"
+        )
+    return None if takes_any else set(parameters) - {"prompts", "responses"}
+
+
+def load_function(reference: str) -> Callable[..., Any]:
+    """The function that `FILE.py:NAME` or `package.module:NAME` names.
+
+    Raises:
+        ConfigError: no such file, module or function; names what the file does define.
+    """
+    source, _, name = reference.rpartition(":")
+    module = _load_file(Path(source)) if source.endswith(".py") else _load_module(source)
+    function = getattr(module, name, None)
+    if not callable(function):
+        found = sorted(key for key, value in vars(module).items() if inspect.isfunction(value) and key[0] != "_")
+        raise ConfigError(f"{source} has no function {name!r}; it has: {', '.join(found) or 'no functions'}")
+    return function
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ConfigError(f"reward function file {path} does not exist (looked in {Path.cwd()})")
+    spec = importlib.util.spec_from_file_location(f"accord_reward_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the file is the user's; say where it fails
+        raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {error}\n  at {_place(error)}") from error
+    return module
+
+
+def _load_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"reward module {name!r} cannot be imported: {error}") from error

@@ -1,0 +1,39 @@
+"""Several rewards at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from accord.errors import RewardError
+from accord.rewards.protocol import RewardSource, describe
+from accord.types import Rollout
+
+
+class MixedReward:
+    """score = sum of weight x value over the sources that apply to a response."""
+
+    def __init__(self, sources: Sequence[tuple[RewardSource, float]]) -> None:
+        self.sources = list(sources)
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the sources."""
+        return [source.label for source, _ in self.sources]
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """The rollouts with `score` and `scores` set.
+
+        Raises:
+            RewardError: a source failed, or no source applies to a response.
+        """
+        columns = [source.score(rollouts) for source, _ in self.sources]
+        scored = []
+        for index, rollout in enumerate(rollouts):
+            values = {source.label: column[index] for (source, _), column in zip(self.sources, columns, strict=True)}
+            parts = [weight * column[index] for (_, weight), column in zip(self.sources, columns, strict=True)
+                     if column[index] is not None]  # fmt: skip
+            if not parts:
+                raise RewardError(f"no reward applies to {describe(index, rollout)}: each of {self.labels} returned None")
+            scored.append(replace(rollout, score=sum(parts), scores=values))
+        return scored

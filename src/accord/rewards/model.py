@@ -1,0 +1,28 @@
+"""Rewards that are models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from accord.batch import TokenBatch
+from accord.model.scorer import Scorer
+from accord.rewards.protocol import checked_scores
+from accord.types import Rollout
+
+
+class ModelReward:
+    """Scores prompt and response with a reward role, at the last token of the response.
+
+    The token ids are the policy's own, so the reward model must share the policy's tokenizer; the recipe checks it.
+    """
+
+    def __init__(self, scorer: Scorer, role: str, label: str) -> None:
+        self.scorer = scorer
+        self.role = role
+        self.label = label
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[float | None]:
+        """One score for each rollout; see `RewardSource.score`."""
+        ids = [rollout.prompt_ids + rollout.response_ids for rollout in rollouts]
+        batch = TokenBatch.from_sequences(ids, [[False] * len(sequence) for sequence in ids])
+        return checked_scores(self.label, self.scorer.sequence_scores(self.role, batch).tolist(), rollouts)

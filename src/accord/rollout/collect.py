@@ -1,0 +1,110 @@
+"""From prompts to scored rollouts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy
+from transformers import PreTrainedTokenizerBase
+
+from accord.errors import GenerationError
+from accord.rollout.protocol import Completion, Engine, Progress, Request, Sampling
+from accord.types import Columns, Rollout
+
+
+class TokenPrompt(Protocol):
+    """A prompt as token ids."""
+
+    @property
+    def ids(self) -> tuple[int, ...]: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def columns(self) -> Columns: ...
+
+
+class Scores(Protocol):
+    """Anything that sets the scores of rollouts, such as `MixedReward`."""
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Rollout]: ...
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Scored rollouts, and how long each part took (seconds)."""
+
+    rollouts: list[Rollout]
+    rollout_seconds: float
+    reward_seconds: float
+
+
+class Collector:
+    """Samples `samples` responses to each prompt and scores them."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        rewards: Scores | None,
+        tokenizer: PreTrainedTokenizerBase,
+        sampling: Sampling,
+        samples: int,
+        seed: int,
+    ) -> None:
+        self.engine, self.rewards, self.tokenizer = engine, rewards, tokenizer
+        self.sampling, self.samples, self.seed = sampling, samples, seed
+
+    def collect(
+        self,
+        prompts: Sequence[TokenPrompt],
+        iteration: int,
+        progress: Progress | None = None,
+        numbers: Sequence[int] | None = None,
+    ) -> Collection:
+        """Rollouts of one iteration, in the order of the prompts.
+
+        The seed of each response is made from (seed, iteration, prompt number, sample number), so a resumed run draws the
+        same ones, and so do several ranks together that share the prompts of one.
+
+        Args:
+            prompts: what to answer.
+            iteration: from 0.
+            progress: told of finished responses and sampled tokens.
+            numbers: the prompts' numbers in the whole iteration; 0, 1, ... if not given.
+
+        Raises:
+            GenerationError, RewardError: nothing is dropped, so the whole collection fails.
+        """
+        started = time.perf_counter()
+        numbered = list(zip(numbers or range(len(prompts)), prompts, strict=True))
+        places = [(number, prompt, s) for number, prompt in numbered for s in range(self.samples)]
+        requests = [Request(prompt.ids, response_seed(self.seed, iteration, n, s)) for n, prompt, s in places]
+        completions = self.engine.generate(requests, self.sampling, progress)
+        if len(completions) != len(requests):
+            raise GenerationError(f"the engine gave {len(completions)} completions for {len(requests)} requests")
+        rollouts = [self._rollout(prompt, n, done) for (n, prompt, _), done in zip(places, completions, strict=True)]
+        sampled = time.perf_counter()
+        if self.rewards is not None:
+            rollouts = self.rewards.score(rollouts)
+        return Collection(rollouts, sampled - started, time.perf_counter() - sampled)
+
+    def _rollout(self, prompt: TokenPrompt, group: int, completion: Completion) -> Rollout:
+        ids: Any = list(completion.token_ids)
+        return Rollout(
+            prompt_ids=prompt.ids,
+            response_ids=completion.token_ids,
+            sampler_logprobs=completion.logprobs,
+            finish_reason=completion.finish_reason,
+            prompt_text=prompt.text,
+            response_text=self.tokenizer.decode(ids, skip_special_tokens=True),
+            columns=prompt.columns,
+            group=group,
+            version=self.engine.version,
+        )
+
+
+def response_seed(seed: int, iteration: int, prompt: int, sample: int) -> int:
+    """A number for each response, well mixed: neighbouring responses get unrelated ones."""
+    return int(numpy.random.SeedSequence((seed, iteration, prompt, sample)).generate_state(1, numpy.uint64)[0] >> 1)

@@ -1,0 +1,258 @@
+"""The one loop. It knows sources, algorithms, learners and engines by their protocols, and no algorithm by name."""
+
+from __future__ import annotations
+
+import random
+import resource
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy
+import torch
+
+from accord.algorithms import Algorithm, Metrics
+from accord.batch import TokenBatch
+from accord.config import Recipe
+from accord.errors import AccordWarning, RunError
+from accord.model.scorer import Scorer
+from accord.report import write_report
+from accord.rollout.protocol import Engine
+from accord.train.console import Console
+from accord.train.learner import Learner
+from accord.train.run import Run, RunDirectory, with_saved
+from accord.train.sinks import METRICS_FILE, Sink, open_sinks
+from accord.train.state import read_newest, write_checkpoint
+
+__all__ = ["Parts", "Source", "run_loop", "with_saved"]
+
+
+class Source(Protocol):
+    """Gives the items of an iteration: a batch of examples, or freshly collected rollouts."""
+
+    def collect(self, iteration: int, console: Console) -> tuple[list[Any], Metrics]:
+        """Items of iteration `iteration` (from 0) and metrics of getting them."""
+        ...
+
+    def record(self, items: Sequence[Any], batch: TokenBatch, iteration: int, folder: Path) -> None:
+        """Write down what was collected, if it is worth it."""
+        ...
+
+
+@dataclass
+class Parts:
+    """What a recipe builds and the loop runs."""
+
+    kind: str
+    """The training command."""
+    recipe: Recipe
+    algorithm: Algorithm
+    learner: Learner
+    scorer: Scorer
+    source: Source
+    iterations: int
+    steps_per_iteration: int
+    save: Callable[[Path], None]
+    """Writes the model to a folder."""
+    engine: Engine | None = None
+    evaluate: Callable[[], Metrics] | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """For the header."""
+    next_steps: Sequence[tuple[str, str]] = ()
+    """For the summary."""
+
+
+def run_loop(parts: Parts, directory: RunDirectory, *, resume: bool = False, quiet: bool = False) -> Run:
+    """Run a recipe from its start or its newest whole checkpoint to its end, and write model and report.
+
+    Raises:
+        AccordError: see the parts; whatever was learnt up to the newest checkpoint is kept.
+    """
+    recipe = parts.recipe
+    first_rank = parts.learner.ranks.first
+    console = Console(parts.kind, parts.iterations, quiet=quiet or not first_rank, log_every=recipe.train.log_every)
+    begun, notes = _restore(parts, directory) if resume else (0, [])
+    config = recipe.model_dump(mode="json")
+    sinks = open_sinks(recipe.train.sinks, directory.path, config, begun if resume else None) if first_rank else []
+    with console, _stop_signals(), _warnings_shown(console):
+        console.header({**parts.facts, "output": str(directory.path), "seed": str(recipe.seed)})
+        for note in (*notes, *recipe.warnings()):
+            console.note(note)
+        console.start(begun)
+        try:
+            for iteration in range(begun, parts.iterations):
+                metrics = _iterate(parts, iteration, directory, console)
+                _log(metrics, iteration + 1, sinks, console)
+                if _due(recipe.train.checkpoint_every, iteration, parts.iterations) and first_rank:
+                    _checkpoint(parts, directory, iteration + 1)
+                parts.learner.ranks.barrier()
+        except KeyboardInterrupt:
+            raise RunError(
+                f"stopped. Go on with: accord {parts.kind} --output {directory.path} --resume"
+            ) from None
+        finally:
+            for sink in sinks:
+                sink.close()
+        if first_rank:
+            parts.save(directory.model)
+            write_report(directory.path)
+            console.summary(_summary(parts, directory))
+    return Run(directory.path, read_metrics(directory.path))
+
+
+def _iterate(parts: Parts, iteration: int, directory: RunDirectory, console: Console) -> Metrics:
+    """Collect, prepare, learn, hand over the weights."""
+    started = time.perf_counter()
+    seed_everything(parts.recipe.seed, iteration)
+    items, metrics = parts.source.collect(iteration, console)
+    scoring = time.perf_counter()
+    batch, prepared = parts.algorithm.prepare(items, parts.scorer)
+    updating = time.perf_counter()
+    generator = torch.Generator().manual_seed(parts.recipe.seed * 1_000_003 + iteration)
+    console.phase("update", parts.steps_per_iteration)
+    steps: list[Metrics] = []
+    for minibatch in parts.algorithm.minibatches(batch, generator):
+        steps.append(parts.learner.update(minibatch))
+        console.advance(1, minibatch.tokens)
+    done = time.perf_counter()
+    metrics |= prepared | average(steps)
+    if parts.engine is not None:
+        parts.engine.load(None, iteration + 1)
+        every = getattr(parts.recipe.train, "rollouts_every", 0)
+        if every and iteration % every == 0 or iteration + 1 == parts.iterations:
+            parts.source.record(items, batch, iteration + 1, directory.rollouts)
+    if parts.evaluate is not None and _due(parts.recipe.train.eval_every, iteration, parts.iterations):
+        console.phase("eval", 1)
+        metrics |= parts.evaluate()
+    finished = time.perf_counter()
+    return metrics | {
+        "step": float(parts.learner.steps),
+        "tokens/total": float(sum(m["tokens/seen"] for m in steps)),
+        "tokens/per_second": sum(m["tokens/seen"] for m in steps) / max(done - updating, 1e-9),
+        "time/score": updating - scoring,
+        "time/update": done - updating,
+        "time/iteration": finished - started,
+        "memory/peak_gib": peak_memory_gib(),
+    }
+
+
+SUMMED = ("tokens/trained", "ppo/steps_skipped")
+
+
+def average(steps: Sequence[Metrics]) -> Metrics:
+    """One row from the metrics of an iteration's steps: the mean over the steps that have it; counts are summed, `_max` is
+    the greatest, and the learning rate that of the last step."""
+    row: Metrics = {}
+    for name in sorted({name for step in steps for name in step}):
+        values = [step[name] for step in steps if name in step]
+        if name in SUMMED:
+            row[name] = sum(values)
+        elif name.endswith("_max"):
+            row[name] = max(values)
+        elif name == "optim/learning_rate":
+            row[name] = values[-1]
+        elif name != "tokens/seen":
+            row[name] = sum(values) / len(values)
+    return row
+
+
+def seed_everything(seed: int, iteration: int) -> None:
+    """Set every global generator from (seed, iteration), so that no generator's state has to be kept."""
+    number = int(numpy.random.SeedSequence((seed, iteration)).generate_state(1)[0])
+    random.seed(number)
+    numpy.random.seed(number)
+    torch.manual_seed(number)
+
+
+def _due(every: int, iteration: int, total: int) -> bool:
+    return iteration + 1 == total or (every > 0 and (iteration + 1) % every == 0)
+
+
+def _log(metrics: Metrics, iteration: int, sinks: Sequence[Sink], console: Console) -> None:
+    row = {"iteration": float(iteration), **metrics}
+    for sink in sinks:
+        sink.log(row, iteration)
+    console.iteration(row)
+
+
+def _checkpoint(parts: Parts, directory: RunDirectory, iteration: int) -> None:
+    state = {"steps": parts.learner.steps, "algorithm": parts.algorithm.state_dict()}
+    write_checkpoint(directory.checkpoints, iteration, parts.learner.tensors(), state, parts.recipe.train.keep)
+
+
+def _restore(parts: Parts, directory: RunDirectory) -> tuple[int, list[str]]:
+    """Load the newest whole checkpoint; returns the iterations done, and what a person should know."""
+    checkpoint, damaged = read_newest(directory.checkpoints)
+    notes = [f"{line}; falling back to the one before" for line in damaged]
+    if checkpoint is None:
+        return 0, ["no checkpoint was written yet, so the run starts from its beginning"]
+    parts.learner.load_tensors(checkpoint.tensors, checkpoint.state["steps"])
+    parts.algorithm.load_state_dict(checkpoint.state["algorithm"])
+    if parts.engine is not None:
+        parts.engine.load(None, checkpoint.iteration)
+    return checkpoint.iteration, [*notes, f"resumed from {checkpoint.path.name}"]
+
+
+def _summary(parts: Parts, directory: RunDirectory) -> list[tuple[str, str]]:
+    lines = [("model", str(directory.model)), ("report", str(directory.path / "report.html"))]
+    lines += [("metrics", str(directory.path / METRICS_FILE))]
+    return [*lines, *parts.next_steps]
+
+
+def peak_memory_gib() -> float:
+    """Peak memory of this process: of the accelerator if there is one, else of the machine, GiB."""
+    if torch.accelerator.is_available():
+        return torch.accelerator.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a run's `metrics.jsonl`."""
+    import json
+
+    file = path / METRICS_FILE
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+@contextmanager
+def _stop_signals() -> Iterator[None]:
+    """A polite kill (SIGTERM) ends the run as Ctrl-C does: with word of how to go on."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: signals are the caller's business
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _warnings_shown(console: Console) -> Iterator[None]:
+    """Our own warnings appear among the lines of the run, others as Python shows them."""
+    before = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+        if issubclass(category, AccordWarning):
+            console.note(str(message))
+        else:
+            before(message, category, *rest, **named)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before

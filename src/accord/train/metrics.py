@@ -1,0 +1,289 @@
+"""Every number that a run logs: what it means, what is healthy, and what to do when it is not.
+
+One table, read by people (`docs/metrics.md` is generated from it), by the report and by the doctor:
+
+    python -m accord.train.metrics > docs/metrics.md
+
+Names are those of the field (classic TRL and its descendants). All values are floats, one per iteration.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One logged number."""
+
+    name: str
+    meaning: str
+    healthy: str
+    """What a run that goes well shows, in words."""
+    outside: str
+    """What to do when it does not."""
+    unit: str = ""
+    low: float | None = None
+    """Below this a person should look. Bounds are given only where they hold for models of any size."""
+    high: float | None = None
+    """Above this a person should look."""
+
+    def is_outside(self, value: float) -> bool:
+        """Whether a value breaks a bound; one that is not finite always does."""
+        below = self.low is not None and value < self.low
+        above = self.high is not None and value > self.high
+        return not math.isfinite(value) or below or above
+
+
+PATTERN = "env/reward/<source>"
+"""Stands for one metric per reward source; see `describe`."""
+
+M = Metric
+GROUPS: dict[str, tuple[Metric, ...]] = {
+    "Progress, time and memory (every recipe)": (
+        M("iteration", "Iterations finished, counted from 1.",
+          "Rises by one each row.", "Report a defect."),
+        M("step", "Optimiser steps so far, skipped ones included.",
+          "Rises by the same number in each iteration.", "Report a defect."),
+        M("tokens/trained", "Target tokens that this iteration's updates learnt from.",
+          "Steady; moves with the length of responses.",
+          "Few: responses are short or rows are truncated; read samples.", unit="tokens"),
+        M("tokens/total", "All tokens that went through updates in this iteration, prompts and repeated epochs "
+          "included.", "A small multiple of `tokens/trained`.",
+          "Far more than trained: prompts are long for what is learnt from them.", unit="tokens"),
+        M("tokens/per_second", "Tokens (prompts included) through updates per second of `time/update`.",
+          "Steady after the first rows.", "Falls: lengths grow, or the machine is shared. Low from the start: raise "
+          "`train.micro_batch_tokens`.", unit="tokens/s"),
+        M("time/iteration", "Wall-clock time of the iteration.",
+          "Steady.", "Look which `time/*` part grew.", unit="s"),
+        M("time/rollout", "Time to sample responses.",
+          "Often the largest part.", "Lower `rollout.max_new_tokens` or raise `rollout.max_sequences`.", unit="s"),
+        M("time/reward", "Time the reward sources took.",
+          "Small beside the rollout.", "Make a slow reward function async, or score in batches.", unit="s"),
+        M("time/score", "Time for reference log-probabilities and values.",
+          "Less than the update.", "Raise `train.micro_batch_tokens`.", unit="s"),
+        M("time/update", "Time of forward, backward and optimiser steps.",
+          "Steady.", "Raise `train.micro_batch_tokens`, or use fewer `algorithm.epochs`.", unit="s"),
+        M("time/data", "Time waiting for rows and packing.",
+          "Close to 0.", "Shorten rows or move the file to a local disk.", unit="s"),
+        M("memory/peak_gib", "Highest memory in use during the iteration: of the accelerator, or of the process on a "
+          "CPU.", "Flat after the first iterations.",
+          "Grows: lengths grow, or there is a leak. Near the limit: lower `train.micro_batch_tokens`.", unit="GiB"),
+    ),
+    "Optimiser (every recipe)": (
+        M("optim/learning_rate", "Learning rate of the iteration's last step.",
+          "Warms up, then follows the schedule.",
+          "Not as planned: check `train.warmup`, `train.schedule` and the number of steps."),
+        M("optim/grad_norm", "Norm of the gradient before clipping, mean over the steps.",
+          "Same order of magnitude throughout; seldom far above `train.max_grad_norm`.",
+          "Spikes: lower the learning rate, look for odd rows. 0: nothing is learnt; check target tokens and adapter."),
+        M("optim/grad_norm_critic", "The same of the critic's own weights, which are clipped by themselves.",
+          "Large at first, falling as the critic learns.", "Stays large: scale, normalise or clip the scores."),
+        M("optim/steps_taken", "Share of the iteration's steps that were taken; see `ppo/steps_skipped`.",
+          "1.", "Below 1: lower the learning rate."),
+    ),
+    "Held-out rows (sft, reward)": (
+        M("eval/loss", "The training loss on held-out rows.",
+          "Falls, and stays close to the training loss.",
+          "Rises while the training loss falls: overfitting. Stop earlier, or use fewer epochs or more data."),
+        M("eval/perplexity", "exp of the held-out loss: between how many tokens the model wavers.",
+          "Falls.", "See `eval/loss`."),
+        M("eval/accuracy", "Share of held-out pairs in which the chosen answer scores higher.",
+          "0.65 to 0.8 on human preferences; people agree among themselves about as often.",
+          "Near 0.5: nothing learnt. Above 0.95: pairs may differ by something trivial such as length.", low=0.55),
+        M("eval/margin", "Mean of chosen minus rejected score on held-out pairs.",
+          "Positive and slowly growing.",
+          "Grows while `eval/accuracy` stays: overconfident; stop earlier.", unit="reward", low=0.0),
+        M("eval/chosen_mean", "Mean score of chosen answers of held-out pairs.",
+          "Near `reward/chosen_mean`.", "See `eval/margin`.", unit="reward"),
+        M("eval/rejected_mean", "Mean score of rejected answers of held-out pairs.",
+          "Near `reward/rejected_mean`.", "See `eval/margin`.", unit="reward"),
+    ),
+    "Supervised fine-tuning (sft)": (
+        M("sft/loss", "Negative log-likelihood per target token.",
+          "Falls quickly, then slowly.",
+          "Flat: raise the learning rate. Jumps: lower it. Below about 0.1: the rows are being "
+          "memorised.", unit="nats/token"),
+        M("sft/perplexity", "exp of the loss: between how many tokens the model wavers.",
+          "Falls.", "See `sft/loss`."),
+    ),
+    "Reward model (reward)": (
+        M("reward/loss", "-log sigmoid(chosen - rejected - margin), plus the centring term.",
+          "Starts near 0.693 (a coin toss) and falls.",
+          "Stays at 0.693: raise the learning rate, check that pairs differ."),
+        M("reward/accuracy", "Share of the pairs of the batch in which the chosen answer scores higher.",
+          "Rises from 0.5 to 0.65 to 0.85.",
+          "Near 1: memorised, or the pairs differ by something trivial. Compare `eval/`.", low=0.4),
+        M("reward/margin", "Mean of chosen minus rejected score.",
+          "Positive and growing slowly.",
+          "Negative: chosen and rejected may be swapped. Explodes: lower the learning rate.", unit="reward"),
+        M("reward/chosen_mean", "Mean score of chosen answers.",
+          "Near 0, above the rejected.", "Drifts far from 0: raise `algorithm.centre_coef`.", unit="reward"),
+        M("reward/rejected_mean", "Mean score of rejected answers.",
+          "Near 0, below the chosen.", "Drifts far from 0: raise `algorithm.centre_coef`.", unit="reward"),
+    ),
+    "Score and reward (ppo)": (
+        M("env/reward_mean", "Mean score as it came from the reward sources, before any scaling.",
+          "Rises, fast at first.",
+          "Flat: raise the learning rate or lower the KL coefficient. Soars: read the samples; the reward may be "
+          "gamed.", unit="reward"),
+        M("env/reward_std", "Standard deviation of those scores over the batch.",
+          "Above 0, shrinking slowly.",
+          "Near 0: all responses score alike, so there is nothing to learn; raise the temperature or mend the "
+          "reward.", unit="reward"),
+        M(PATTERN, "Mean score of one reward source, before its weight, over the responses to which it applies.",
+          "Sources rise together.",
+          "One falls while another rises: they conflict; change their weights.", unit="reward"),
+        M("ppo/mean_scores", "Mean score as the algorithm sees it: after penalty, scale, normalisation and clipping.",
+          "Follows `env/reward_mean`.",
+          "Flat while `env/reward_mean` moves: scores hit `algorithm.reward_clip`.", unit="reward"),
+        M("ppo/mean_non_score_reward", "Mean over responses of the summed KL penalty, the part of the reward that is "
+          "not score.", "0 at the start, then slightly negative; smaller in size than the score's gain.",
+          "Larger than the score's gain: lower `algorithm.kl.coef`.", unit="reward"),
+    ),
+    "Distance from the reference (ppo)": (
+        M("objective/kl", "Divergence of the policy from the reference, per response (k1 estimator: mean of summed log "
+          "ratios).", "Exactly 0 in the first row, then growing to the target (6 by default).",
+          "Clearly negative: sampling and training disagree (`sampling/*`) or the temperature differs. Runs away: "
+          "raise `algorithm.kl.coef`, lower the learning rate.", unit="nats/response", low=-1.0, high=60.0),
+        M("objective/kl_coef", "Weight of the KL penalty, moved by the controller when there is a target.",
+          "Settles once the KL is at its target.",
+          "Falls or rises without end: the target is out of reach; change it."),
+        M("objective/entropy", "Mean entropy of the policy per token: how undecided it is.",
+          "Falls slowly; stays well above 0.",
+          "Collapses: lower the learning rate, raise `algorithm.entropy_coef` or the KL coefficient. Grows: the policy "
+          "is falling apart; lower the learning rate.", unit="nats/token", low=0.02),
+        M("ppo/loss/kl", "The KL term of the loss (with `algorithm.kl.use: loss`).",
+          "0 at first, then small.", "Dominates `ppo/loss/total`: lower `algorithm.kl.coef`."),
+    ),
+    "Policy update (ppo)": (
+        M("ppo/loss/policy", "Clipped surrogate loss of the policy.",
+          "Small and around 0; its size says little.", "Large or growing: lower the learning rate."),
+        M("ppo/loss/total", "All loss terms with their weights.",
+          "Falls with the value loss.", "Look at its terms."),
+        M("ppo/policy/clipfrac", "Share of response tokens whose probability ratio was clipped.",
+          "0.01 to 0.2.", "0 throughout: steps are too small. Above 0.3: too large; lower the learning rate or "
+          "`algorithm.epochs`.", high=0.3),
+        M("ppo/policy/approxkl", "KL between the policy before and after the update, half the mean squared log ratio.",
+          "0.0001 to 0.05.",
+          "Above 0.1: lower the learning rate or use fewer `algorithm.epochs`.", unit="nats/token", high=0.1),
+        M("ppo/policy/ratio_mean", "Mean of new over old probability of the sampled tokens.",
+          "Within 0.01 of 1.",
+          "Far from 1: steps are too large, or old log-probabilities do not match.", low=0.9, high=1.1),
+        M("ppo/policy/ratio_max", "Largest such ratio of one token.",
+          "Below about 5; single tokens go higher.",
+          "Hundreds: lower the learning rate; check `sampling/logprob_difference_max`."),
+        M("ppo/advantages/mean", "Mean advantage before whitening.",
+          "Around 0 once the critic is good.",
+          "Far from 0 for long: the critic lags; see `ppo/val/var_explained`.", unit="reward"),
+        M("ppo/advantages/std", "Standard deviation of the advantages before whitening.",
+          "Above 0.", "Near 0: nothing to learn from; see `env/reward_std`.", unit="reward"),
+        M("ppo/steps_skipped", "Updates left out because the mean ratio passed `algorithm.ratio_guard`.",
+          "0.", "Above 0: steps are far too large; lower the learning rate.", unit="steps", high=0.0),
+    ),
+    "Value function (ppo)": (
+        M("ppo/loss/value", "Clipped squared error of the value function, before its weight.",
+          "Falls, then flat.",
+          "Grows: normalise or clip the scores (`algorithm.reward_normalize`, `algorithm.reward_clip`)."),
+        M("ppo/val/clipfrac", "Share of values held back by `algorithm.value_clip`.",
+          "Below 0.3 after the start.",
+          "Stays high: scores are large beside the clip; scale them or widen `algorithm.value_clip`."),
+        M("ppo/val/var_explained", "Share of the variance of returns that the values predict.",
+          "Rises from 0 towards 0.5 to 0.9.",
+          "Stays at or below 0: raise `algorithm.value_warmup`, or start the critic from the reward "
+          "model.", low=-1.0),
+        M("ppo/val/mean", "Mean predicted value.",
+          "Follows `ppo/returns/mean`.", "Lags behind: see `ppo/val/var_explained`.", unit="reward"),
+        M("ppo/returns/mean", "Mean return: what the critic should have predicted.",
+          "Rises with the score.", "Falls while the score rises: the KL penalty outweighs it.", unit="reward"),
+    ),
+    "Sampling (ppo)": (
+        M("sampling/logprob_difference_max", "Largest gap of one token between log-probabilities of trainer and "
+          "sampler.", "Below 0.001 in float32; up to about 0.5 in bfloat16.",
+          "Larger: the two run different weights, kernels or sampling settings (top-k, top-p, "
+          "temperature).", unit="nats", high=1.0),
+        M("sampling/logprob_difference_mean", "Mean absolute gap of the same.",
+          "Below 0.00001 in float32, 0.02 in bfloat16.",
+          "Larger: ratios are wrong from the first minibatch; mend it before trusting the "
+          "run.", unit="nats", high=0.05),
+        M("sampling/length_mean", "Mean response length.",
+          "Moves slowly.",
+          "Creeps up: the reward favours length. Falls to a few tokens: it favours silence.", unit="tokens"),
+        M("sampling/length_max", "Longest response of the batch.",
+          "At most `rollout.max_new_tokens`.", "Always at the limit: see `sampling/finished_fraction`.", unit="tokens"),
+        M("sampling/finished_fraction", "Share of responses that ended by themselves rather than at the limit.",
+          "Above 0.8.", "Low: raise `rollout.max_new_tokens`, or set `algorithm.missing_eos_penalty`."),
+        M("sampling/tokens_per_second", "Response tokens sampled per second.",
+          "Steady.", "Low: raise `rollout.max_sequences`.", unit="tokens/s"),
+        M("sampling/lag", "Versions by which the sampling policy was behind at the update.",
+          "0: synchronous.",
+          "Larger than planned: the update waits for nothing; lower `rollout.lag`.", unit="versions"),
+    ),
+}  # fmt: skip
+"""The table, by topic."""
+
+METRICS: dict[str, Metric] = {metric.name: metric for group in GROUPS.values() for metric in group}
+"""The table, by name."""
+
+
+def describe(name: str) -> Metric | None:
+    """What a logged name means; a reward source's own mean is described under its own name."""
+    if name in METRICS:
+        return METRICS[name]
+    prefix = PATTERN.partition("<")[0]
+    if not name.startswith(prefix) or name == prefix:
+        return None
+    general = METRICS[PATTERN]
+    return Metric(name, general.meaning, general.healthy, general.outside, general.unit)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A value as people read it: about `digits` significant digits, whole thousands, exponents only when needed."""
+    if value is None or math.isnan(value):
+        return "nan"
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    if value == 0:
+        return "0"
+    size = abs(float(f"{value:.{digits - 1}e}"))  # Rounded first: 0.9999 has the digits of 1.00.
+    if size >= 10**7 or size < 10**-4:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
+    if size >= 10 ** (digits - 1):
+        return f"{value:,.0f}"
+    places = digits - 1 - math.floor(math.log10(size))
+    return f"{value:.{min(places, 6)}f}"
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 07 s`, `2 h 05 min`: as exact as is of use."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s" if seconds >= 9.95 else f"{seconds:.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def write_markdown() -> str:
+    """The text of `docs/metrics.md`."""
+    lines = [
+        "# Metrics",
+        "",
+        "<!-- Generated: python -m accord.train.metrics > docs/metrics.md -->",
+        "",
+        "Each iteration adds one row to `metrics.jsonl` in the run directory: a JSON object with these names. A value",
+        "that is not finite is written as `null`. The report (`report.html`) draws them; trackers in `train.sinks`",
+        "get the same numbers.",
+    ]
+    for title, metrics in GROUPS.items():
+        lines += ["", f"## {title}", "", "| metric | meaning | healthy | otherwise |", "|---|---|---|---|"]
+        for metric in metrics:
+            unit = f" Unit: {metric.unit}." if metric.unit else ""
+            lines.append(f"| `{metric.name}` | {metric.meaning}{unit} | {metric.healthy} | {metric.outside} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(write_markdown(), end="")

@@ -1,0 +1,162 @@
+"""The run directory: who may use it, what lies in it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+import yaml
+
+from accord.config import Recipe, dump, merge
+from accord.errors import ConfigError, RunError
+
+CONFIG = "config.yaml"
+MAY_CHANGE = {("train", key) for key in ("iterations", "steps", "epochs", "checkpoint_every", "keep", "sinks", "log_every")}
+MAY_CHANGE |= {("train", "eval_every"), ("train", "rollouts_every"), ("placement", "threads"), ("output",)}
+"""Keys that a resumed run may set anew: how long it goes on (the learning rate's schedule stretches along) and what it
+writes down. Any other change would make it another run."""
+
+
+@dataclass
+class Run:
+    """A finished run."""
+
+    path: Path
+    """The run directory."""
+    metrics: list[dict[str, float]] = field(default_factory=list)
+    """One row an iteration, those before a resume included."""
+
+    @property
+    def model(self) -> Path:
+        """Folder of the trained model or adapter."""
+        return self.path / "model"
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return self.path / "report.html"
+
+
+class RunDirectory:
+    """A run's folder, held for this process alone until `close`."""
+
+    def __init__(self, recipe: Recipe, resume: bool) -> None:
+        """Open or create the folder.
+
+        Raises:
+            RunError: it is in use by another process, or holds a run and `resume` is not set.
+            ConfigError: the run in it has another recipe.
+        """
+        self.path = Path(recipe.output)
+        self.recipe = recipe
+        used = self.path.exists() and any(entry.name != ".lock" for entry in self.path.iterdir())
+        if used and not resume:
+            raise RunError(
+                f"output {self.path} is not empty. Continue the run in it with --resume, or choose another `output`; "
+                "nothing was changed"
+            )
+        if resume and used:
+            self._check_same_recipe()
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = self._take_lock()
+        self.checkpoints = self.path / "checkpoints"
+        self.rollouts = self.path / "rollouts"
+        self.model = self.path / "model"
+        (self.path / CONFIG).write_text(dump(recipe), encoding="utf-8")
+        (self.path / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
+
+    def _take_lock(self) -> IO[str]:
+        lock = (self.path / ".lock").open("w", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            raise RunError(f"output {self.path} is in use by another process; wait for it, or choose another") from error
+        return lock
+
+    def _check_same_recipe(self) -> None:
+        saved = read_saved(self.path)
+        if not saved:
+            return
+        changed = [
+            f"{'.'.join(key)}: was {old!r}, now {new!r}"
+            for key, old, new in _differences(saved, yaml.safe_load(dump(self.recipe)))
+            if key not in MAY_CHANGE
+        ]
+        if changed:
+            raise ConfigError(
+                f"--resume goes on with the recipe in {self.path / CONFIG}, and this one differs:\n  - "
+                + "\n  - ".join(changed)
+                + "\nLeave these out, or start a new run with another `output`"
+            )
+
+    def close(self) -> None:
+        """Let the folder go."""
+        self._lock.close()
+
+
+def read_saved(output: str | Path) -> dict[str, Any]:
+    """The recipe that a run directory was made with; empty if it holds none."""
+    file = Path(output) / CONFIG
+    if not file.is_file():
+        return {}
+    saved = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return saved if isinstance(saved, dict) else {}
+
+
+def with_saved(layers: Mapping[str, Any]) -> dict[str, Any]:
+    """For `--resume`: the recipe saved in `output`, with what was given now laid over it."""
+    output = layers.get("output")
+    return merge(read_saved(output), layers) if isinstance(output, str) else dict(layers)
+
+
+def _differences(old: Any, new: Any, at: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [row for key in keys for row in _differences(old.get(key), new.get(key), (*at, str(key)))]
+    return [] if old == new else [(at, old, new)]
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine, for the record."""
+    facts = {"accord": _version("accord"), "commit": _commit(), "python": platform.python_version()}
+    facts |= {name: _version(name) for name in ("torch", "transformers", "peft", "datasets")}
+    facts |= {
+        "processor": _processor(),
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "system": f"{platform.system()} {platform.release()}",
+    }
+    return facts
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str:
+    """The commit of Accord's own checkout, if it runs from one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"

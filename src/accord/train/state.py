@@ -1,0 +1,115 @@
+"""Checkpoints: complete or absent. Written aside, flushed to disk, renamed; a manifest tells sizes and hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from accord.errors import RunError
+
+MANIFEST = "manifest.json"
+TENSORS = "tensors.safetensors"
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was read from a checkpoint."""
+
+    path: Path
+    iteration: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def write_checkpoint(
+    folder: Path, iteration: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int
+) -> Path:
+    """Write `step-NNNNNN` (numbered by iteration) under `folder`, then remove all but the newest `keep`.
+
+    A kill at any moment leaves either the whole checkpoint or none: everything is written to a hidden folder beside it, and
+    the rename comes last.
+    """
+    final = folder / f"step-{iteration:06d}"
+    aside = folder / f".step-{iteration:06d}.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside / TENSORS)
+    (aside / STATE).write_text(json.dumps({"iteration": iteration, **state}, indent=1), encoding="utf-8")
+    files = {name: {"bytes": (aside / name).stat().st_size, "sha256": _hash(aside / name)} for name in (TENSORS, STATE)}
+    (aside / MANIFEST).write_text(json.dumps({"iteration": iteration, "files": files}, indent=1), encoding="utf-8")
+    for name in (TENSORS, STATE, MANIFEST):
+        _flush(aside / name)
+    _flush(aside)
+    shutil.rmtree(final, ignore_errors=True)
+    aside.rename(final)
+    _flush(folder)
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def read_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole, and a line for each newer one that is not.
+
+    Returns:
+        `None` when there is no checkpoint at all.
+
+    Raises:
+        RunError: there are checkpoints, and none is whole.
+    """
+    damaged: list[str] = []
+    for path in reversed(checkpoints(folder)):
+        fault = find_fault(path)
+        if fault is None:
+            state = json.loads((path / STATE).read_text(encoding="utf-8"))
+            return Checkpoint(path, state["iteration"], load_file(path / TENSORS), state), damaged
+        damaged.append(f"{path.name} is damaged ({fault})")
+    if damaged:
+        raise RunError(f"no checkpoint in {folder} is whole: {'; '.join(damaged)}. Start again with another `output`")
+    return None, []
+
+
+def find_fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint: a file missing, cut short or changed; `None` if it is whole."""
+    try:
+        files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"its manifest cannot be read: {type(error).__name__}"
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        size = file.stat().st_size
+        if size != expected["bytes"]:
+            return f"{name} has {size} bytes instead of {expected['bytes']}"
+        if _hash(file) != expected["sha256"]:
+            return f"{name} has other content than was written"
+    return None
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

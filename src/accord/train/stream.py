@@ -1,0 +1,49 @@
+"""Which items belong to which iteration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class Stream(Generic[T]):
+    """Endless passes over items, each pass in a new order. The batch of an iteration is a function of (seed, iteration), so
+    a resumed run needs no state and cannot see an item twice or skip one.
+
+    Args:
+        items: what to draw from.
+        batch_size: items of an iteration.
+        seed: of the orders.
+        epochs: stop after so many passes; the last batch then has what is left. `None` never stops.
+    """
+
+    def __init__(self, items: Sequence[T], batch_size: int, seed: int, epochs: float | None = None) -> None:
+        if not items:
+            raise ValueError("a stream needs at least one item")
+        self.items, self.batch_size, self.seed = items, batch_size, seed
+        self.length = None if epochs is None else max(1, round(epochs * len(items)))
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+
+    @property
+    def iterations(self) -> int:
+        """Number of batches; only for a stream that ends."""
+        assert self.length is not None
+        return math.ceil(self.length / self.batch_size)
+
+    def batch(self, iteration: int) -> list[T]:
+        """The items of one iteration, from 0."""
+        start = iteration * self.batch_size
+        end = start + self.batch_size if self.length is None else min(start + self.batch_size, self.length)
+        return [self._item(place) for place in range(start, end)]
+
+    def _item(self, place: int) -> T:
+        epoch, within = divmod(place, len(self.items))
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._epoch, self._order = epoch, torch.randperm(len(self.items), generator=generator)
+        return self.items[int(self._order[within])]
