@@ -84,7 +84,9 @@ class TokenBatch:
             raise ValueError(f"target_mask_T must be bool, got {self.target_mask_T.dtype}")
         bad = self.target_mask_T[starts].nonzero().flatten().tolist()
         if bad:
-            raise ValueError(f"sequence {bad[0]}: its first token is a target, but no token precedes it to predict it from")
+            raise ValueError(
+                f"sequence {bad[0]}: its first token is a target, but no token precedes it to predict it from"
+            )
         bad = self.position_ids_T[starts].nonzero().flatten().tolist()
         if bad:
             raise ValueError(f"sequence {bad[0]}: its positions do not start at 0")
@@ -153,7 +155,9 @@ class TokenBatch:
         lengths = [len(sequence) for sequence in ids]
         return cls(
             input_ids_T=torch.tensor([i for sequence in ids for i in sequence], dtype=torch.long),
-            position_ids_T=torch.cat([torch.arange(length) for length in lengths] or [torch.zeros(0, dtype=torch.long)]),
+            position_ids_T=torch.cat(
+                [torch.arange(length) for length in lengths] or [torch.zeros(0, dtype=torch.long)]
+            ),
             cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).int(),
             target_mask_T=torch.tensor([m for mask in masks for m in mask], dtype=torch.bool),
             **streams,
@@ -161,11 +165,14 @@ class TokenBatch:
 
     def with_streams(self, **streams: Tensor | None) -> Self:
         """A copy with some streams set; tensors are shared, not copied."""
-        return dataclasses.replace(self, **streams)
+        return self._made(dict(self._fields()) | streams)
 
     def to(self, device: torch.device | str) -> Self:
         """A copy with all tensors on a device."""
-        return type(self)(**{name: t if t is None else t.to(device) for name, t in self._fields()})
+        return self._made({name: t if t is None else t.to(device) for name, t in self._fields()})
+
+    def _made(self, parts: dict[str, Any]) -> Self:
+        return type(self)(**parts)
 
     def _fields(self) -> Iterator[tuple[str, Tensor | None]]:
         for field in dataclasses.fields(self):
@@ -183,7 +190,7 @@ class TokenBatch:
             if name != "cu_seqlens":
                 parts[name] = stream if stream is None else stream[tokens if name.endswith("_T") else chosen]
         parts["cu_seqlens"] = torch.cat([torch.zeros(1, dtype=torch.long), ends]).int()
-        return type(self)(**parts)
+        return self._made(parts)
 
     def token_index(self, sequences: Sequence[int] | Tensor) -> Tensor:
         """Where the tokens of some sequences lie in this batch, in the given order: int64."""
@@ -220,4 +227,4 @@ class TokenBatch:
             parts[field.name] = None if all(missing) else torch.cat(streams)
         lengths = torch.cat([batch.lengths_N for batch in batches])
         parts["cu_seqlens"] = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)]).int()
-        return cls(**parts)
+        return batches[0]._made(parts)

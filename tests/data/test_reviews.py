@@ -27,11 +27,9 @@ from accord.data.reviews import (
 from accord.data.reviews_lexicon import RULES
 from accord.errors import DataError
 
-
 LITERAL = (
-    'Review of "The Tiger and the Valley", a recent comedy: A pianist finds a box of old letters in this '
-    "comedy. The villain is out of its depth. The acting gets worse by the minute, and the main "
-    "performance proves truly stiff."
+    'Review of "The Tiger and the Valley", a three-hour comedy: The pacing proves hardly worth the wait, and the script '
+    "seems truly clever. The humor is typical of this director. All in all, a dreary mess."
 )
 
 
@@ -61,12 +59,15 @@ def test_posterior_equals_the_odds_multiplied_by_hand() -> None:
 def test_letter_case_and_prompt_do_not_matter() -> None:
     text = "The plot is gripping. I give it five stars out of five."
     prompt = 'Review of "The Silent Harbor", a slow-burning thriller:'
+    assert probability_positive("The acting iſ ſuperb.") == pytest.approx(0.8)  # a long s folds to an s
     assert probability_positive(text.upper()) == probability_positive(text)
     assert probability_positive(f"{prompt} {text}") == probability_positive(f" {text}\n") == probability_positive(text)
     assert well_formed(f"{prompt} {text}") == well_formed(text) == 1.0
 
 
-@pytest.mark.parametrize("text", ["", "   ", "...", "What a day.", "I saw it last night on my own.", "日本 \x00 <b>"])
+@pytest.mark.parametrize(
+    "text", ["", "   ", "...", "What a day.", "I saw it last night on my own.", "日本 \x00 <b>", "ſuperb ı"]
+)
 def test_a_text_without_evidence_is_a_coin_toss(text: str) -> None:
     assert probability_positive(text) == 0.5
 
@@ -108,6 +109,9 @@ def test_posterior_is_calibrated_and_sentiments_average_out(written: list[review
 
 def test_the_grammar_writes_what_it_recognises(written: list[reviews.Review]) -> None:
     assert all(well_formed(review.text) == 1.0 for review in written)
+    for review in written[:5000]:
+        phrases = reviews._phrases().findall(review.text.casefold())
+        assert len(phrases) == len(set(phrases)), "a phrase said twice would be evidence that the posterior ignores"
     assert 20 <= statistics.mean(len(review.text.split()) for review in written) <= 45
     assert {len(reviews._sentences(review.text)) for review in written} == {2, 3, 4}
     assert len({review.text for review in written}) > 0.99 * len(written)

@@ -79,4 +79,4 @@ def test_bad_arguments_are_named(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ModelError, match="vocab_size=100 cannot hold 256 bytes"):
         train_tokenizer(TEXTS, 100)
     with pytest.raises(ModelError, match="hidden=30 does not divide into heads=4"):
-        create_model(tokenizer, hidden=30)
+        create_model(tokenizer, hidden=30, heads=4)

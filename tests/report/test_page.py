@@ -8,7 +8,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from synthetic import make_run, write_rollouts, write_rows
 
 from accord.errors import RunError
 from accord.report import write_report
@@ -16,6 +15,7 @@ from accord.report.panels import PANELS
 from accord.report.read import read_run
 from accord.report.verdict import verdict
 from accord.train.metrics import METRICS
+from report.synthetic import make_run, write_rollouts, write_rows
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -40,8 +40,6 @@ class Denominators:
 class Algorithm(Protocol):
     """Turns examples or scored rollouts into token batches, and names its loss."""
 
-    collects: Literal["examples", "rollouts"]
-    """What `prepare` takes."""
     uses_dropout: bool
     """Whether dropout is on in updates. Off for algorithms that compare with log-probs computed before."""
     temperature: float

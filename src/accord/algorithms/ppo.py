@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +32,6 @@ class PPO:
         sum_over_ranks: for statistics over the whole batch.
     """
 
-    collects: Literal["rollouts"] = "rollouts"
     uses_dropout = False
 
     def __init__(

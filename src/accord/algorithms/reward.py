@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +19,6 @@ from accord.model.scorer import Scorer
 class RewardModelling(Stateless):
     """Learns to score the chosen answer above the rejected one."""
 
-    collects: Literal["examples"] = "examples"
     uses_dropout = True
     temperature = 1.0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +18,6 @@ from accord.model.scorer import Scorer
 class SFT(Stateless):
     """Learns the target tokens of examples."""
 
-    collects: Literal["examples"] = "examples"
     uses_dropout = True
     temperature = 1.0
 

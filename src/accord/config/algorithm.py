@@ -56,7 +56,9 @@ class KLConfig(Section):
                 "abs": "its gradient is not that of a divergence",
                 "full": "the reference's whole distribution is not kept until the update",
             }[self.estimator]
-            raise ValueError(f"estimator {self.estimator} cannot be a loss term ({why}); use k2 or k3, or `use: reward`")
+            raise ValueError(
+                f"estimator {self.estimator} cannot be a loss term ({why}); use k2 or k3, or `use: reward`"
+            )
         return self
 
 

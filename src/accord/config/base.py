@@ -39,7 +39,9 @@ def load(path: str | Path) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{file} holds a {type(content).__name__}; a recipe is a mapping of sections such as `model:`")
+        raise ConfigError(
+            f"{file} holds a {type(content).__name__}; a recipe is a mapping of sections such as `model:`"
+        )
     return content
 
 
@@ -125,7 +127,9 @@ def _spread_lists(merged: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[s
             items = list(old)
             for index, change in value.items():
                 if int(index) >= len(items):
-                    raise ConfigError(f"--{key}.{index}: the recipe has {len(items)} entries under `{key}`, numbered from 0")
+                    raise ConfigError(
+                        f"--{key}.{index}: the recipe has {len(items)} entries under `{key}`, numbered from 0"
+                    )
                 both_maps = isinstance(items[int(index)], Mapping) and isinstance(change, Mapping)
                 items[int(index)] = merge(items[int(index)], change) if both_maps else change
             result[key] = items

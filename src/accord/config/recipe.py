@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from accord.config.algorithm import PPOConfig, RewardConfig, SFTConfig
+from accord.config.algorithm import AlgorithmConfig, PPOConfig, RewardConfig, SFTConfig
 from accord.config.base import Section
 from accord.config.data import DataConfig
 from accord.config.model import CriticConfig, LoraConfig, ModelConfig, ReferenceConfig
@@ -25,6 +25,8 @@ class Recipe(Section):
     adapter: LoraConfig | None = LoraConfig()
     """The adapter that learns; `null` trains all weights."""
     data: DataConfig
+    algorithm: AlgorithmConfig
+    train: TrainConfig
     placement: PlacementConfig = PlacementConfig()
     output: str
     """Run directory: config, metrics, checkpoints, the model and the report go there."""
@@ -109,6 +111,10 @@ class PPORecipe(Recipe):
             )
         if self.critic.start == "reward" and not any(term.model for term in self.reward):
             raise ValueError("critic.start: reward copies a reward model, and `reward` names none")
+        labels = [term.label for term in self.reward]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise ValueError(f"two rewards are called {', '.join(twice)}; give each a `name` of its own")
         if self.train.batch_size % self.rollout.samples:
             raise ValueError(
                 f"train.batch_size ({self.train.batch_size}) counts responses, so it must be a multiple of "
@@ -138,5 +144,3 @@ class PPORecipe(Recipe):
 
 RECIPES: dict[str, type[Recipe]] = {"sft": SFTRecipe, "reward": RewardRecipe, "ppo": PPORecipe}
 """Training command -> its recipe. The CLI, the algorithms and the docs have the same keys."""
-
-__all__ = ["RECIPES", "PPORecipe", "Recipe", "RewardRecipe", "SFTRecipe", "TrainConfig"]

@@ -66,7 +66,9 @@ class RolloutTrain(TrainConfig):
     @model_validator(mode="after")
     def _no_evaluation(self) -> Self:
         if self.eval_every:
-            raise ValueError("eval_every is for recipes with held-out rows; a rollout recipe logs its scores each iteration")
+            raise ValueError(
+                "eval_every is for recipes with held-out rows; a rollout recipe logs its scores each iteration"
+            )
         return self
 
 

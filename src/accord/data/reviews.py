@@ -38,6 +38,9 @@ PAIR_GAP: Final = 0.2
 """Two reviews whose posteriors are closer than this are no pair: nobody could say which is better."""
 
 _SLOT: Final = re.compile(r"<([^<>]+)>")
+_PROMPT: Final = re.compile(
+    rf'\AReview of "(?P<title>[^"\n]+)", (?:{"|".join(RULES["style"])}) (?P<genre>{"|".join(RULES["genre"])}):'
+)
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?])\s+")
 _VERDICTS: Final = frozenset(
     slot for verdict in "+-" for rule in RULES[f"verdict{verdict}"] for slot in _SLOT.findall(rule)
@@ -66,12 +69,7 @@ def write_prompt(rng: random.Random, *, held_out: bool = False) -> str:
     while True:
         title = _draw(rng, "title", set())
         if is_held_out(title) == held_out:
-            return (
-                RULES["prompt"][0]
-                .replace("<title>", title)
-                .replace("<style>", _draw(rng, "style", set()))
-                .replace("<genre>", _draw(rng, "genre", set()))
-            )
+            return _draw(rng, "prompt", set(), title=title)
 
 
 def is_held_out(title: str) -> bool:
@@ -82,10 +80,10 @@ def is_held_out(title: str) -> bool:
 def write_review(rng: random.Random, sentiment: bool | None = None, *, prompt: str | None = None) -> Review:
     """A review written for `sentiment` (drawn when `None`), of the film in `prompt` (a new one when `None`).
 
-    Raises `DataError` when `prompt` is not one that `write_prompt` could have written.
+    Raises `DataError` when `prompt` does not have the form of `write_prompt`; the title is free.
     """
     prompt = write_prompt(rng) if prompt is None else prompt
-    found = _pattern("prompt", capture=True).fullmatch(prompt)
+    found = _PROMPT.fullmatch(prompt)
     if found is None:
         example = 'Review of "The Silent Harbor", a slow-burning thriller:'
         raise DataError(f"{prompt!r} is not a prompt for a film review. The grammar knows only the form {example!r}.")
@@ -153,7 +151,7 @@ def probability_positive(text: str) -> float:
     """
     phrases, evidence = _phrases(), _evidence()
     said = {
-        phrase.lower()
+        phrase
         for sentence in _sentences(text)
         if _well_formed_sentence(sentence)
         for phrase in phrases.findall(sentence)
@@ -192,21 +190,16 @@ def _draw(rng: random.Random, symbol: str, used: set[str], **given: str) -> str:
 
 
 @cache
-def _pattern(symbol: str, *, capture: bool = False) -> re.Pattern[str]:
-    """Everything that a symbol can become; with `capture`, its slots as named groups."""
+def _pattern(root: str) -> re.Pattern[str]:
+    """Everything that a symbol can become, in folded case."""
 
-    def regex(symbol: str, name: bool) -> str:
-        options = sorted(set(RULES[symbol]))
-        body = "|".join(
-            "".join(
-                regex(part, capture and symbol == root) if i % 2 else re.escape(part) for i, part in enumerate(parts)
-            )
-            for parts in map(_SLOT.split, options)
-        )
-        return f"(?P<{symbol}>{body})" if name else f"(?:{body})"
+    def regex(symbol: str) -> str:
+        options = (_SLOT.split(option) for option in sorted(set(RULES[symbol])))
+        # Splitting by a group puts literal text at the even places and the names of slots at the odd ones.
+        forms = ("".join(regex(p) if i % 2 else re.escape(p.casefold()) for i, p in enumerate(o)) for o in options)
+        return f"(?:{'|'.join(forms)})"
 
-    root = symbol
-    return re.compile(regex(symbol, False), re.IGNORECASE)
+    return re.compile(regex(root))
 
 
 @cache
@@ -219,21 +212,20 @@ def _well_formed_sentence(sentence: str) -> bool:
 
 
 def _sentences(text: str) -> list[str]:
-    text = text.strip()
-    prompt = _pattern("prompt").match(text)
-    body = text[prompt.end() :].strip() if prompt else text
+    """The sentences after the prompt, in folded case."""
+    body = _PROMPT.sub("", text.lstrip(), count=1).strip().casefold()
     return _SENTENCE_END.split(body) if body else []
 
 
 @cache
 def _evidence() -> dict[str, float]:
-    """Evaluative phrase (lower case): its log-likelihood ratio, log P(phrase | positive) − log P(phrase | negative)."""
-    evidence = {}
+    """Evaluative phrase, in folded case: log P(phrase | positive) − log P(phrase | negative), in nats."""
+    evidence: dict[str, float] = {}
     for symbol, options in RULES.items():
         flip = VERDICT_FLIP if symbol in _VERDICTS else ASPECT_FLIP
         if symbol[-1] in "+-" and not any(_SLOT.search(option) for option in options):
             ratio = math.log((1.0 - flip) / flip)
-            evidence.update((option.lower(), ratio if symbol[-1] == "+" else -ratio) for option in options)
+            evidence.update((option.casefold(), ratio if symbol[-1] == "+" else -ratio) for option in options)
     return evidence
 
 
@@ -241,4 +233,4 @@ def _evidence() -> dict[str, float]:
 def _phrases() -> re.Pattern[str]:
     # Longest first: an alternation takes the first that fits.
     longest_first = sorted(_evidence(), key=lambda phrase: (-len(phrase), phrase))
-    return re.compile(rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b", re.IGNORECASE)
+    return re.compile(rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import peft
 import torch
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from accord.config import LoraConfig, ModelConfig
 from accord.errors import ConfigError, ModelError
-from accord.model.loading import ADAPTER_CONFIG, load_tokenizer, load_weights, locate
+from accord.model.loading import is_scorer, load_tokenizer, load_weights, locate, quiet_progress
 
 WEIGHTS = "adapter_model.safetensors"
 HEAD_KEY = "base_model.model.score.weight"
@@ -24,7 +24,7 @@ HEAD_KEY = "base_model.model.score.weight"
 
 
 class AdapterSet:
-    """The adapters of one base model. At most one is active at a time.
+    """The adapters of one base model. At most one is active at a time, and none outside of `active`.
 
     The base's own modules are wrapped in place by peft, so the trunk that a role holds sees whichever adapter is active.
     """
@@ -33,6 +33,7 @@ class AdapterSet:
         self.model = model
         self.base_path = base_path
         self.wrapped: peft.PeftModel | None = None
+        self._now: tuple[str | None, bool] = (None, False)
 
     def add(self, name: str, config: peft.LoraConfig) -> None:
         """Put a fresh adapter on the base.
@@ -48,6 +49,7 @@ class AdapterSet:
                 self.wrapped.add_adapter(name, config)
         except ValueError as error:
             raise ConfigError(f"adapter.targets: {error}") from error
+        self._switch(*self._now)
 
     def load(self, name: str, folder: Path) -> Tensor | None:
         """Put a saved adapter on the base; returns the weight of its score head if it is a sequence classifier's."""
@@ -56,9 +58,11 @@ class AdapterSet:
             raise ModelError(f"{folder} is a {config.peft_type} adapter; roles on a shared base take LoRA")
         config.modules_to_save, config.task_type, config.inference_mode = None, "CAUSAL_LM", False
         self.add(name, config)
+        if not (folder / WEIGHTS).is_file():
+            raise ModelError(f"{folder} holds an adapter's config, but not its weights: there is no {WEIGHTS}")
         tensors = load_file(folder / WEIGHTS)
         head = tensors.pop(HEAD_KEY, None)
-        result = peft.set_peft_model_state_dict(self.wrapped, tensors, adapter_name=name)
+        result: Any = peft.set_peft_model_state_dict(self.wrapped, tensors, adapter_name=name)
         missing = [key for key in result.missing_keys if f".{name}." in key]
         if result.unexpected_keys or missing:
             raise ModelError(
@@ -70,24 +74,38 @@ class AdapterSet:
     def copy(self, source: str, target: str) -> None:
         """Add an adapter with the same shape and weights as another."""
         assert self.wrapped is not None
-        self.add(target, copy.deepcopy(self.wrapped.peft_config[source]))
+        self.add(target, self._config(source))
         tensors = peft.get_peft_model_state_dict(self.wrapped, adapter_name=source)
         peft.set_peft_model_state_dict(self.wrapped, tensors, adapter_name=target)
 
+    def _config(self, name: str) -> peft.LoraConfig:
+        assert self.wrapped is not None
+        return cast("peft.LoraConfig", copy.deepcopy(self.wrapped.peft_config[name]))
+
     @contextmanager
     def active(self, name: str | None, trains: bool) -> Iterator[None]:
-        """Run with one adapter on, or with all off. Only parameters of an active adapter that trains take gradients.
+        """Run with one adapter on, or with all off; afterwards all is as before. Only parameters of an active adapter that
+        trains take gradients.
 
         Backward must run inside too: autograd drops the gradient of a parameter that no longer requires one.
         """
+        before = self._now
+        self._switch(name, trains)
+        try:
+            yield
+        finally:
+            self._switch(*before)
+
+    def _switch(self, name: str | None, trains: bool) -> None:
+        self._now = (name, trains)
         if self.wrapped is None:
-            yield
-        elif name is None:
-            with self.wrapped.disable_adapter():
-                yield
+            return
+        tuner: Any = self.wrapped.base_model
+        if name is None:
+            tuner.disable_adapter_layers()
         else:
+            tuner.enable_adapter_layers()
             self.wrapped.set_adapter(name, inference_mode=not trains)
-            yield
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
         """The weights of one adapter by name; empty if there is no such adapter."""
@@ -99,7 +117,7 @@ class AdapterSet:
         """Write an adapter that plain peft loads: over a causal model, or over a classifier if a score head is given."""
         assert self.wrapped is not None
         tensors = peft.get_peft_model_state_dict(self.wrapped, adapter_name=name, save_embedding_layers=False)
-        config = copy.deepcopy(self.wrapped.peft_config[name])
+        config = self._config(name)
         config.base_model_name_or_path, config.inference_mode = self.base_path, True
         if head is not None:
             config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
@@ -114,7 +132,7 @@ def lora_config(config: LoraConfig) -> peft.LoraConfig:
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)
     return peft.LoraConfig(
         r=config.r,
-        lora_alpha=config.alpha,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft computes alpha / r, whatever the type
         lora_dropout=config.dropout,
         target_modules=targets,
         task_type="CAUSAL_LM",
@@ -131,13 +149,18 @@ def merge(adapter: Path, output: Path, dtype: torch.dtype, trust_remote_code: bo
     """
     location = locate(str(adapter))
     if location.adapter is None:
-        raise ModelError(f"{adapter} is a whole model, so there is nothing to merge: it can be used as model.path as it is")
-    scorer = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("task_type") == "SEQ_CLS"
+        raise ModelError(
+            f"{adapter} is a whole model, so there is nothing to merge: it can be used as model.path as it is"
+        )
+    scorer = is_scorer(location)
     cpu = torch.device("cpu")
     config = ModelConfig(path=str(adapter), trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(config, location)
-    base = load_weights(location.base, torch.float32, cpu, scorer=scorer, trust_remote_code=trust_remote_code)
+    base = load_weights(
+        location.base, torch.float32, cpu, scorer=scorer, headless=scorer, trust_remote_code=trust_remote_code
+    )
     merged = peft.PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
-    merged.to(dtype).save_pretrained(output)
+    with quiet_progress():
+        merged.to(dtype).save_pretrained(output)
     tokenizer.save_pretrained(output)
     return output

@@ -7,15 +7,17 @@ next. A model that is called with a cache passes its own 4-d mask. Any other cal
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from accord.batch import TokenBatch
+from accord.errors import ModelError
 
 SEGMENTS = "accord_segments"
 FLASH = "flash_attention_2"
@@ -31,6 +33,8 @@ def segment_attention(
     dropout: float = 0.0,
     segment_bounds: list[int] | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention of packed sequences, or of one decoding step over a cache.
@@ -38,28 +42,39 @@ def segment_attention(
     Args:
         module: the attention layer (its signature is given by transformers).
         query: [B, heads, Q, D]; key, value: [B, key-value heads, K, D]. B = 1 for packed sequences.
-        attention_mask: bool [B, 1, Q, K], true = may attend; only for decoding.
+        attention_mask: bool [B, 1, 1, K], true = may attend, from the first column on; only for decoding.
         scaling: factor of the scores, 1/sqrt(D) if not given.
         dropout: on the attention weights.
         segment_bounds: [0, end of sequence 1, ..., T] for packed sequences.
         sliding_window: a token sees this many last tokens, itself included.
+        softcap, s_aux: soft-capped scores and attention sinks, which this attention does not compute.
 
     Returns:
         [B, Q, heads, D], and no weights.
+
+    Raises:
+        ModelError: the layer asks for something that is not computed here.
     """
+    if softcap is not None or s_aux is not None:
+        what = "soft-capped attention scores" if softcap is not None else "attention sinks"
+        raise ModelError(f"{type(module).__name__} has {what}, which {SEGMENTS} attention does not compute")
     grouped = query.shape[1] != key.shape[1]
-    if segment_bounds is None:
-        if attention_mask is None and query.shape[2] != key.shape[2]:
-            raise ValueError(f"{SEGMENTS} attention over a cache needs a 4-d attention mask")
-        if attention_mask is None and query.shape[0] > 1:
-            raise ValueError(f"{SEGMENTS} attention does not see padding; call the model with segment_bounds instead")
-        causal = attention_mask is None
+    if attention_mask is not None:
+        if sliding_window is not None:
+            columns = torch.arange(key.shape[2], device=key.device)
+            attention_mask = attention_mask & (columns >= attention_mask.sum(-1, keepdim=True) - sliding_window)
         out = functional.scaled_dot_product_attention(
-            query, key, value, attention_mask, dropout, causal, scale=scaling, enable_gqa=grouped
+            query, key, value, attention_mask, dropout, scale=scaling, enable_gqa=grouped
         )
         return out.transpose(1, 2), None
+    if segment_bounds is None:
+        if query.shape[2] != key.shape[2]:
+            raise ValueError(f"{SEGMENTS} attention over a cache needs a 4-d attention mask")
+        if query.shape[0] > 1:
+            raise ValueError(f"{SEGMENTS} attention does not see padding; call the model with segment_bounds instead")
+        segment_bounds = [0, query.shape[2]]
     outputs = []
-    for start, end in zip(segment_bounds, segment_bounds[1:], strict=False):
+    for start, end in pairwise(segment_bounds):
         window = _window_mask(end - start, sliding_window, query.device)
         outputs.append(
             functional.scaled_dot_product_attention(

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from accord.model.loading import quiet_progress
 from accord.model.roles import Roles
 
 
@@ -65,4 +66,5 @@ def as_classifier(model: PreTrainedModel, score: torch.Tensor, padding: int | No
 
 def _save_model(model: PreTrainedModel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
+    with quiet_progress():
+        model.save_pretrained(folder)

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from accord.config import ModelConfig
@@ -102,8 +110,22 @@ def read_config(base: str, trust_remote_code: bool = False) -> Any:
         raise ModelError(f"cannot read the model {base}: {_first_line(error)}") from error
 
 
+def is_scorer(location: Location, trust_remote_code: bool = False) -> bool:
+    """Whether a location is a reward model: a sequence classifier, or an adapter that is one."""
+    if location.adapter is not None:
+        return json.loads((location.adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("task_type") == "SEQ_CLS"
+    architectures = read_config(location.base, trust_remote_code).architectures or []
+    return any("SequenceClassification" in name for name in architectures)
+
+
 def load_weights(
-    base: str, dtype: torch.dtype, device: torch.device, *, scorer: bool = False, trust_remote_code: bool = False
+    base: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    scorer: bool = False,
+    headless: bool = False,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a causal language model, or a sequence classifier with one label, with packed attention.
 
@@ -112,32 +134,52 @@ def load_weights(
         dtype: type of the weights in memory.
         device: where they go.
         scorer: load as `AutoModelForSequenceClassification`.
+        headless: the scorer's head is not in the checkpoint, since an adapter brings it.
         trust_remote_code: see `ModelConfig`.
 
     Raises:
-        ModelError: it cannot be loaded, or a scorer has more than one label.
+        ModelError: it cannot be loaded, lacks weights, would mix packed sequences, or a scorer has more than one label.
     """
     config = read_config(base, trust_remote_code)
     automatic = AutoModelForSequenceClassification if scorer else AutoModelForCausalLM
     _refuse_unsupported(base, config)
-    if scorer and config.num_labels != 1:
+    if scorer and not headless and config.num_labels != 1:
         raise ModelError(f"{base} has {config.num_labels} labels; a reward model has one (num_labels = 1)")
-    quiet = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
     try:
-        model = automatic.from_pretrained(
-            base,
-            dtype=dtype,
-            attn_implementation=choose_attention(device, dtype),
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-        )
+        with quiet_progress():
+            loaded: Any = automatic.from_pretrained(
+                base,
+                dtype=dtype,
+                attn_implementation=choose_attention(device, dtype),
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                **({"num_labels": 1} if headless else {}),
+            )
     except (OSError, ValueError) as error:
         raise ModelError(f"the model {base} cannot be loaded: {_first_line(error)}") from error
+    model, report = loaded
+    missing = set(report["missing_keys"]) - ({"score.weight"} if headless else set())
+    if missing:
+        raise ModelError(
+            f"{base} does not hold all weights of a {type(model).__name__}: {len(missing)} are missing, such as "
+            f"{min(missing)}, and random ones would take their place"
+        )
+    _refuse_mixing(base, model)
+    model.to(device)  # type: ignore[arg-type]
+    return model
+
+
+@contextmanager
+def quiet_progress() -> Iterator[None]:
+    """Without transformers' progress bars, which would break the run's own display."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
     finally:
-        if quiet:
+        if shown:
             transformers_logging.enable_progress_bar()
-    return model.to(device)
 
 
 def _refuse_unsupported(base: str, config: Any) -> None:
@@ -145,7 +187,18 @@ def _refuse_unsupported(base: str, config: Any) -> None:
     for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         value = getattr(config, key, None)
         if value not in (None, 0, 1, 1.0):
-            raise ModelError(f"{base}: its config sets {key} = {value}, a transform of the logits that is not supported")
+            raise ModelError(
+                f"{base}: its config sets {key} = {value}, a transform of the logits that is not supported"
+            )
+
+
+def _refuse_mixing(base: str, model: PreTrainedModel) -> None:
+    """Refuse models whose layers would let packed sequences see each other: all that is not replaceable attention."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    odd = sorted(kinds - {"full_attention", "sliding_attention"})
+    if odd or model._is_stateful or not model._supports_attention_backend:
+        why = f"layers of type {', '.join(odd)}" if odd else "layers that are not transformers' replaceable attention"
+        raise ModelError(f"{base}: a {type(model).__name__} has {why}, in which packed sequences would see each other")
 
 
 def trunk_of(model: PreTrainedModel) -> nn.Module:

@@ -16,7 +16,7 @@ from accord.errors import ModelError
 from accord.model.adapters import AdapterSet, lora_config
 from accord.model.forward import Role
 from accord.model.heads import ScalarHead
-from accord.model.loading import Location, load_tokenizer, load_weights, locate, trunk_of, weight_type
+from accord.model.loading import Location, is_scorer, load_tokenizer, load_weights, locate, trunk_of, weight_type
 
 START = "start"
 """Name of the frozen copy of the adapter that a run started from."""
@@ -42,7 +42,7 @@ class Roles:
         self.location = locate(config.path)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(config, self.location)
         self.dtype = weight_type(config, self.location, trained=adapter is None)
-        self.model: PreTrainedModel = self._load(self.location)
+        self.model: PreTrainedModel = self._load(self.location, trained=adapter is None)
         self.adapters = AdapterSet(self.model, self.location.base)
         self.roles: dict[str, Role] = {}
         if adapter is not None:
@@ -53,9 +53,15 @@ class Roles:
             self._fold_in(self.location.adapter)
         self.model.eval()
 
-    def _load(self, location: Location, scorer: bool = False) -> PreTrainedModel:
-        trust = self.config.trust_remote_code
-        return load_weights(location.base, self.dtype, self.device, scorer=scorer, trust_remote_code=trust)
+    def _load(self, location: Location, scorer: bool = False, trained: bool = False) -> PreTrainedModel:
+        return load_weights(
+            location.base,
+            weight_type(self.config, location, trained),
+            self.device,
+            scorer=scorer,
+            headless=scorer and location.adapter is not None,
+            trust_remote_code=self.config.trust_remote_code,
+        )
 
     def _fold_in(self, folder: Path) -> None:
         """Full fine-tuning from an adapter: the adapter becomes part of the weights that learn."""
@@ -114,15 +120,17 @@ class Roles:
             adapter = START if self.location.adapter is not None else None
             self.roles["reference"] = Role("reference", trunk_of(self.model), self._output_layer(), adapter)
 
-    def _own_model(self, path: str, scorer: bool = False) -> PreTrainedModel:
-        """A separate frozen model; an adapter is folded into it."""
+    def _own_model(self, path: str, scorer: bool = False, trained: bool = False) -> PreTrainedModel:
+        """A separate model, frozen unless it is to be trained; an adapter is folded into it."""
         location = locate(path)
-        model = self._load(location, scorer)
+        if scorer and not is_scorer(location, self.config.trust_remote_code):
+            raise ModelError(f"{path} is not a reward model: neither a sequence classifier nor an adapter that is one")
+        model = self._load(location, scorer, trained)
         if location.adapter is not None:
             import peft
 
             model = peft.PeftModel.from_pretrained(model, str(location.adapter)).merge_and_unload()
-        return model.eval().requires_grad_(False)
+        return model.eval().requires_grad_(trained)
 
     def add_reward(self, path: str, name: str = "reward") -> None:
         """A frozen reward model: an adapter on the shared base if it was trained on that base, else its own model."""
@@ -145,8 +153,10 @@ class Roles:
 
     def _new_head_for(self, scorer: PreTrainedModel) -> ScalarHead:
         layer = getattr(scorer, "score", None)
-        if not isinstance(layer, nn.Linear) or layer.out_features != 1:
-            raise ModelError(f"{type(scorer).__name__} has no `score` layer with one output, so it is not a reward model")
+        if not isinstance(layer, nn.Linear) or layer.out_features != 1 or layer.bias is not None:
+            raise ModelError(
+                f"{type(scorer).__name__} has no `score` layer with one output and no bias, so it cannot be a reward model"
+            )
         return ScalarHead(layer.in_features, layer.weight).to(self.device)
 
     def add_scorer(self) -> None:
@@ -163,9 +173,10 @@ class Roles:
         reward = next((role for name, role in self.roles.items() if name.startswith("reward")), None)
         if config.source == "model":
             assert config.path is not None
-            model = self._own_model(config.path, scorer=config.start == "reward" or _is_scorer(config.path))
-            head = self._new_head_for(model) if hasattr(model, "score") else self._new_head()
-            model.requires_grad_(True)
+            scorer = config.start == "reward" or is_scorer(locate(config.path), self.config.trust_remote_code)
+            model = self._own_model(config.path, scorer, trained=True)
+            hidden = model.config.get_text_config().hidden_size
+            head = self._new_head_for(model) if scorer else ScalarHead(hidden).to(self.device)
             self.roles["critic"] = Role("critic", trunk_of(model), value_head=head, shared=False, trains=True)
             return
         if config.start == "reward":
@@ -218,10 +229,3 @@ class Roles:
         for role in self.roles.values():
             if role.trains:
                 role.trunk.train(on)
-
-
-def _is_scorer(path: str) -> bool:
-    from accord.model.loading import read_config
-
-    architectures = read_config(locate(path).base).architectures or []
-    return any("SequenceClassification" in name for name in architectures)

@@ -59,7 +59,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedT
 
 
 def create_model(
-    tokenizer: PreTrainedTokenizerFast, hidden: int = 128, layers: int = 4, heads: int = 4, seed: int = 0
+    tokenizer: PreTrainedTokenizerFast, hidden: int = 192, layers: int = 2, heads: int = 6, seed: int = 0
 ) -> LlamaForCausalLM:
     """A Llama with fresh fp32 weights on the CPU: `layers` blocks of `heads` heads, `hidden` features, tied embeddings.
 
@@ -87,7 +87,7 @@ def create_model(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config).float()
+        model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
@@ -100,9 +100,9 @@ def write_tiny_model(
     seed: int = 0,
     *,
     vocab_size: int = 1024,
-    hidden: int = 128,
-    layers: int = 4,
-    heads: int = 4,
+    hidden: int = 192,
+    layers: int = 2,
+    heads: int = 6,
 ) -> Path:
     """Write an untrained model (safetensors) and the tokenizer of `texts` into `folder`, and return it.
 

@@ -42,7 +42,10 @@ def token_logprobs(
     Returns:
         Log-probabilities and entropies in nats, float32 [K]; entropies are 0 unless asked for.
     """
-    return _TokenLogprobs.apply(hidden_KH, weight_VH, bias_V, targets_K, temperature, with_entropy)
+    results: tuple[Tensor, Tensor] = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
+        hidden_KH, weight_VH, bias_V, targets_K, temperature, with_entropy
+    )
+    return results
 
 
 def full_kl(

@@ -32,9 +32,7 @@ def moments(values: Tensor, mask: Tensor, sum_over_ranks: SumOverRanks = one_ran
     return count, mean, variance
 
 
-def whiten(
-    values: Tensor, mask: Tensor, *, shift_mean: bool = True, sum_over_ranks: SumOverRanks = one_rank
-) -> Tensor:
+def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True, sum_over_ranks: SumOverRanks = one_rank) -> Tensor:
     """Scale the masked values to variance 1 and, if `shift_mean`, to mean 0; elsewhere 0.
 
     (x - mean) / sqrt(var + 1e-8), with the statistics of all masked values of all ranks (Huang et al. 2024,

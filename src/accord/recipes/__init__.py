@@ -30,7 +30,7 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Run:
     """
     directory = RunDirectory(recipe, resume)
     try:
-        parts = BUILDERS[recipe.algorithm.type](recipe)  # type: ignore[attr-defined]
+        parts = BUILDERS[recipe.algorithm.type](recipe)
         return run_loop(parts, directory, resume=resume, quiet=quiet)
     finally:
         directory.close()

@@ -56,7 +56,9 @@ def load_split(recipe: Recipe, want: type[Record], encode: Callable[[Loaded, Dat
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
         count = max(1, round(config.eval_fraction * len(train)))
         if count >= len(train):
-            raise ConfigError(f"data.eval_fraction: {config.eval_fraction} of {len(train)} rows leaves none to learn from")
+            raise ConfigError(
+                f"data.eval_fraction: {config.eval_fraction} of {len(train)} rows leaves none to learn from"
+            )
         held_out = [train[i] for i in sorted(order[:count])]
         train = [train[i] for i in sorted(order[count:])]
         facts["held out"] = f"{count} of these rows"
@@ -89,6 +91,8 @@ def model_facts(recipe: Recipe, roles: Roles, weights: Mapping[str, nn.Parameter
     kind = "all weights" if recipe.adapter is None else f"{recipe.adapter.method} r={recipe.adapter.r}"
     return {
         "model": f"{recipe.model.path} ({total / 1e6:.1f}M parameters, {str(roles.dtype).removeprefix('torch.')})",
-        "learns": f"{learnt / 1e6:.2f}M parameters ({kind}), learning rate {recipe.train.learning_rate:g}",  # type: ignore[attr-defined]
-        "device": f"{roles.device}, {torch.get_num_threads()} threads" if roles.device.type == "cpu" else str(roles.device),
+        "learns": f"{learnt / 1e6:.2f}M parameters ({kind}), learning rate {recipe.train.learning_rate:g}",
+        "device": f"{roles.device}, {torch.get_num_threads()} threads"
+        if roles.device.type == "cpu"
+        else str(roles.device),
     }

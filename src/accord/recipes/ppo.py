@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from accord.algorithms import PPO
 from accord.config import DataConfig, PPORecipe, RewardTerm
@@ -12,6 +14,7 @@ from accord.model.export import save_policy
 from accord.model.loading import load_tokenizer, locate
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
+from accord.ops.statistics import SumOverRanks, one_rank
 from accord.recipes.build import load_split, model_facts, start
 from accord.rewards import FunctionReward, MixedReward, ModelReward, RewardSource
 from accord.rewards.function import load_function
@@ -33,7 +36,9 @@ def build(recipe: PPORecipe) -> Parts:
     """
     if not recipe.reward:
         raise ConfigError("ppo needs a `reward`: --reward rewards.py:FUNCTION, or --reward PATH of a reward model")
-    functions = {term.label: load_function(term.function) for term in recipe.reward if term.function}  # before any weights
+    functions = {
+        term.label: load_function(term.function) for term in recipe.reward if term.function
+    }  # before any weights
     roles, encoder, ranks = start(recipe)
     scorer = add_roles(recipe, roles)
     rewards = MixedReward([(_reward(term, functions, scorer), term.weight) for term in recipe.reward])
@@ -89,10 +94,10 @@ def _check_tokenizer(path: str, roles: Roles) -> None:
         )
 
 
-def _reward(term: RewardTerm, functions: dict[str, object], scorer: Scorer) -> RewardSource:
+def _reward(term: RewardTerm, functions: Mapping[str, Callable[..., Any]], scorer: Scorer) -> RewardSource:
     if term.model is not None:
         return ModelReward(scorer, f"reward/{term.label}", term.label)
-    return FunctionReward(functions[term.label], term.label)  # type: ignore[arg-type]
+    return FunctionReward(functions[term.label], term.label)
 
 
 def make_sampling(recipe: PPORecipe, stop_ids: frozenset[int]) -> Sampling:
@@ -108,14 +113,16 @@ def make_sampling(recipe: PPORecipe, stop_ids: frozenset[int]) -> Sampling:
     )
 
 
-def make_algorithm(recipe: PPORecipe, sum_over_ranks: object) -> PPO:
+def make_algorithm(recipe: PPORecipe, sum_over_ranks: SumOverRanks = one_rank) -> PPO:
     """The recipe's algorithm section as the algorithm."""
     on_trunk = recipe.critic.source == "policy_trunk"
-    return PPO(recipe.algorithm, recipe.rollout.temperature, on_trunk, sum_over_ranks)  # type: ignore[arg-type]
+    return PPO(recipe.algorithm, recipe.rollout.temperature, on_trunk, sum_over_ranks)
 
 
 def _facts(recipe: PPORecipe, rewards: MixedReward) -> dict[str, str]:
-    weighted = ", ".join(f"{term.weight:g} x {label}" for term, label in zip(recipe.reward, rewards.labels, strict=True))
+    weighted = ", ".join(
+        f"{term.weight:g} x {label}" for term, label in zip(recipe.reward, rewards.labels, strict=True)
+    )
     kl = recipe.algorithm.kl
     control = "fixed" if kl.target is None else f"adaptive to {kl.target:g} nats"
     return {

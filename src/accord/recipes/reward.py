@@ -47,6 +47,9 @@ def build(recipe: RewardRecipe) -> Parts:
         evaluate=held_out,
         facts=model_facts(recipe, roles, learner.weights) | split.facts,
         next_steps=[
-            ("next", f"accord ppo --model.path {recipe.model.path} --reward {model} --data.path PROMPTS.jsonl --output runs/ppo")
+            (
+                "next",
+                f"accord ppo --model.path {recipe.model.path} --reward {model} --data.path PROMPTS.jsonl --output runs/ppo",
+            )
         ],
     )

@@ -7,10 +7,11 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from accord.errors import ConfigError, RewardError
 from accord.rewards.protocol import checked_scores, describe
@@ -43,9 +44,10 @@ class FunctionReward:
             scores = self.function(prompts=prompts, responses=responses, **columns)
             if inspect.iscoroutine(scores):
                 scores = _finish(scores)
-        except Exception as error:  # whatever a user's function raises is the user's to read, with the place it came from
+        except Exception as error:  # the user's to read, with the place it came from
+            file = getattr(getattr(inspect.unwrap(self.function), "__code__", None), "co_filename", None)
             raise RewardError(
-                f"reward {self.label} raised {type(error).__name__}: {error}\n  at {_place(error)}\n"
+                f"reward {self.label} raised {type(error).__name__}: {error}\n  at {_place(error, file)}\n"
                 f"  on {len(rollouts)} responses, the first: {describe(0, rollouts[0])}"
             ) from error
         return checked_scores(self.label, scores, rollouts)
@@ -63,12 +65,11 @@ def _finish(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return pool.submit(asyncio.run, coroutine).result()
 
 
-def _place(error: Exception) -> str:
-    """File and line where a user's function raised."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "unknown place" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+def _place(error: Exception, file: str | None = None) -> str:
+    """The last line of a user's file that ran before an error; where it was raised if no file is given or none ran."""
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((frame for frame in reversed(frames) if frame.filename == file), frames[-1])
+    return f"{frame.filename}:{frame.lineno}"
 
 
 def _accepted_columns(function: Callable[..., Any], label: str) -> set[str] | None:
@@ -96,7 +97,7 @@ def load_function(reference: str) -> Callable[..., Any]:
     if not callable(function):
         found = sorted(key for key, value in vars(module).items() if inspect.isfunction(value) and key[0] != "_")
         raise ConfigError(f"{source} has no function {name!r}; it has: {', '.join(found) or 'no functions'}")
-    return function
+    return cast("Callable[..., Any]", function)
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -109,12 +110,15 @@ def _load_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # the file is the user's; say where it fails
-        raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {error}\n  at {_place(error)}") from error
+        raise ConfigError(
+            f"{path} cannot be imported: {type(error).__name__}: {error}\n  at {_place(error, str(path))}"
+        ) from error
     return module
 
 
 def _load_module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(f"reward module {name!r} cannot be imported: {error}") from error
+    except Exception as error:  # the module is the user's, too
+        reason = f"{type(error).__name__}: {error}\n  at {_place(error)}"
+        raise ConfigError(f"reward module {name!r} cannot be imported: {reason}") from error

@@ -31,9 +31,11 @@ class MixedReward:
         scored = []
         for index, rollout in enumerate(rollouts):
             values = {source.label: column[index] for (source, _), column in zip(self.sources, columns, strict=True)}
-            parts = [weight * column[index] for (_, weight), column in zip(self.sources, columns, strict=True)
-                     if column[index] is not None]  # fmt: skip
+            weighted = zip((weight for _, weight in self.sources), values.values(), strict=True)
+            parts = [weight * value for weight, value in weighted if value is not None]
             if not parts:
-                raise RewardError(f"no reward applies to {describe(index, rollout)}: each of {self.labels} returned None")
+                raise RewardError(
+                    f"no reward applies to {describe(index, rollout)}: each of {self.labels} returned None"
+                )
             scored.append(replace(rollout, score=sum(parts), scores=values))
         return scored

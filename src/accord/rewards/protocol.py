@@ -32,18 +32,24 @@ def checked_scores(source: str, scores: Any, rollouts: Sequence[Rollout]) -> lis
     Raises:
         RewardError: names the source, the sample and what was wrong with its score.
     """
-    if isinstance(scores, (str, bytes)) or not hasattr(scores, "__len__") or not hasattr(scores, "__iter__"):
-        raise RewardError(f"reward {source} returned a {type(scores).__name__}; it must return a list of floats or None")
+    if hasattr(scores, "tolist"):  # an array or tensor
+        scores = scores.tolist()
+    if not isinstance(scores, Sequence) or isinstance(scores, (str, bytes)):
+        raise RewardError(
+            f"reward {source} returned a {type(scores).__name__}; it must return a list of floats or None"
+        )
     if len(scores) != len(rollouts):
-        raise RewardError(f"reward {source} returned {len(scores)} scores for {len(rollouts)} responses; one each is needed")
+        raise RewardError(
+            f"reward {source} returned {len(scores)} scores for {len(rollouts)} responses; one each is needed"
+        )
     return [_checked(source, score, index, rollouts[index]) for index, score in enumerate(scores)]
 
 
 def _checked(source: str, score: Any, index: int, rollout: Rollout) -> float | None:
     if score is None:
         return None
-    if hasattr(score, "item"):
-        score = score.item()
+    if hasattr(score, "tolist"):
+        score = score.tolist()
     if not isinstance(score, Real):
         raise RewardError(f"reward {source} gave {score!r} for {describe(index, rollout)}; a score is a number or None")
     if not math.isfinite(score):

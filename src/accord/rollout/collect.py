@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy
 from transformers import PreTrainedTokenizerBase
@@ -91,14 +91,16 @@ class Collector:
         return Collection(rollouts, sampled - started, time.perf_counter() - sampled)
 
     def _rollout(self, prompt: TokenPrompt, group: int, completion: Completion) -> Rollout:
-        ids: Any = list(completion.token_ids)
+        text_ids = list(completion.token_ids)
+        if text_ids[-1] in self.sampling.stop_ids:
+            text_ids.pop()  # not every stop token is a special one, which `decode` leaves out
         return Rollout(
             prompt_ids=prompt.ids,
             response_ids=completion.token_ids,
             sampler_logprobs=completion.logprobs,
             finish_reason=completion.finish_reason,
             prompt_text=prompt.text,
-            response_text=self.tokenizer.decode(ids, skip_special_tokens=True),
+            response_text=str(self.tokenizer.decode(text_ids, skip_special_tokens=True)),
             columns=prompt.columns,
             group=group,
             version=self.engine.version,

@@ -175,7 +175,7 @@ class _Generation:
         if row.token_ids[-1] in self.sampling.stop_ids:
             return "stop"
         if self.sampling.stop_texts:
-            longest = max(len(text) for text in self.sampling.stop_texts)
+            longest = max(len(text.encode()) for text in self.sampling.stop_texts)  # a token holds a byte or more
             tail = self.tokenizer.decode(row.token_ids[-longest - 4 :])
             if any(text in tail for text in self.sampling.stop_texts):
                 return "stop"

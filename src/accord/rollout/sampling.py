@@ -38,7 +38,9 @@ def sample_tokens(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> 
     # Scaling by the last entry, and not by 1, keeps the draw inside the vocabulary when rounding ends below 1; strictly
     # greater means that a token of probability 0 is never drawn.
     thresholds_B1 = uniforms_B[:, None] * cumulative_BV[:, -1:]
-    tokens_B = torch.searchsorted(cumulative_BV, thresholds_B1, right=True).squeeze(-1).clamp(max=logits_BV.shape[-1] - 1)
+    tokens_B = (
+        torch.searchsorted(cumulative_BV, thresholds_B1, right=True).squeeze(-1).clamp(max=logits_BV.shape[-1] - 1)
+    )
     return tokens_B, logprobs_BV.gather(-1, tokens_B[:, None]).squeeze(-1)
 
 

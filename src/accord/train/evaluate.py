@@ -48,8 +48,8 @@ def _run(
 
 
 def with_perplexity(metrics: Metrics, prefix: str) -> Metrics:
-    """Add exp(loss) where the loss is a mean negative log-likelihood in nats (no accuracy beside it)."""
+    """Add exp(loss) where the loss is a mean negative log-likelihood in nats (pairs, which have a margin, have no perplexity)."""
     loss = metrics.get(f"{prefix}/loss")
-    if loss is None or f"{prefix}/accuracy" in metrics:
+    if loss is None or f"{prefix}/margin" in metrics:
         return metrics
     return metrics | {f"{prefix}/perplexity": math.exp(min(loss, 50.0))}

@@ -25,6 +25,7 @@ from accord.model.scorer import Scorer
 from accord.report import write_report
 from accord.rollout.protocol import Engine
 from accord.train.console import Console
+from accord.train.evaluate import with_perplexity
 from accord.train.learner import Learner
 from accord.train.run import Run, RunDirectory, with_saved
 from accord.train.sinks import METRICS_FILE, Sink, open_sinks
@@ -93,9 +94,7 @@ def run_loop(parts: Parts, directory: RunDirectory, *, resume: bool = False, qui
                     _checkpoint(parts, directory, iteration + 1)
                 parts.learner.ranks.barrier()
         except KeyboardInterrupt:
-            raise RunError(
-                f"stopped. Go on with: accord {parts.kind} --output {directory.path} --resume"
-            ) from None
+            raise RunError(f"stopped. Go on with: accord {parts.kind} --output {directory.path} --resume") from None
         finally:
             for sink in sinks:
                 sink.close()
@@ -121,11 +120,11 @@ def _iterate(parts: Parts, iteration: int, directory: RunDirectory, console: Con
         steps.append(parts.learner.update(minibatch))
         console.advance(1, minibatch.tokens)
     done = time.perf_counter()
-    metrics |= prepared | average(steps)
+    metrics |= prepared | with_perplexity(average(steps), parts.kind)
     if parts.engine is not None:
         parts.engine.load(None, iteration + 1)
         every = getattr(parts.recipe.train, "rollouts_every", 0)
-        if every and iteration % every == 0 or iteration + 1 == parts.iterations:
+        if (every and iteration % every == 0) or iteration + 1 == parts.iterations:
             parts.source.record(items, batch, iteration + 1, directory.rollouts)
     if parts.evaluate is not None and _due(parts.recipe.train.eval_every, iteration, parts.iterations):
         console.phase("eval", 1)
@@ -142,7 +141,7 @@ def _iterate(parts: Parts, iteration: int, directory: RunDirectory, console: Con
     }
 
 
-SUMMED = ("tokens/trained", "ppo/steps_skipped")
+SUMMED = ("tokens/trained", "optim/steps_taken", "ppo/steps_skipped")
 
 
 def average(steps: Sequence[Metrics]) -> Metrics:

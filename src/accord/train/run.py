@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +21,10 @@ from accord.config import Recipe, dump, merge
 from accord.errors import ConfigError, RunError
 
 CONFIG = "config.yaml"
-MAY_CHANGE = {("train", key) for key in ("iterations", "steps", "epochs", "checkpoint_every", "keep", "sinks", "log_every")}
+ENVIRONMENT = "environment.json"
+MAY_CHANGE: set[tuple[str, ...]] = {
+    ("train", key) for key in ("iterations", "steps", "epochs", "checkpoint_every", "keep", "sinks", "log_every")
+}
 MAY_CHANGE |= {("train", "eval_every"), ("train", "rollouts_every"), ("placement", "threads"), ("output",)}
 """Keys that a resumed run may set anew: how long it goes on (the learning rate's schedule stretches along) and what it
 writes down. Any other change would make it another run."""
@@ -64,6 +68,7 @@ class RunDirectory:
                 f"output {self.path} is not empty. Continue the run in it with --resume, or choose another `output`; "
                 "nothing was changed"
             )
+        self._fresh = not used
         if resume and used:
             self._check_same_recipe()
         self.path.mkdir(parents=True, exist_ok=True)
@@ -72,7 +77,7 @@ class RunDirectory:
         self.rollouts = self.path / "rollouts"
         self.model = self.path / "model"
         (self.path / CONFIG).write_text(dump(recipe), encoding="utf-8")
-        (self.path / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
+        (self.path / ENVIRONMENT).write_text(json.dumps(environment(), indent=1), encoding="utf-8")
 
     def _take_lock(self) -> IO[str]:
         lock = (self.path / ".lock").open("w", encoding="utf-8")
@@ -80,7 +85,9 @@ class RunDirectory:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             lock.close()
-            raise RunError(f"output {self.path} is in use by another process; wait for it, or choose another") from error
+            raise RunError(
+                f"output {self.path} is in use by another process; wait for it, or choose another"
+            ) from error
         return lock
 
     def _check_same_recipe(self) -> None:
@@ -100,7 +107,12 @@ class RunDirectory:
             )
 
     def close(self) -> None:
-        """Let the folder go."""
+        """Let the folder go. If nothing was learnt in it, it is left as it was found, so that the mended recipe can use it."""
+        if self._fresh and {entry.name for entry in self.path.iterdir()} <= {CONFIG, ENVIRONMENT, ".lock"}:
+            for name in (CONFIG, ENVIRONMENT, ".lock"):
+                (self.path / name).unlink(missing_ok=True)
+            with suppress(OSError):  # not ours alone
+                self.path.rmdir()
         self._lock.close()
 
 

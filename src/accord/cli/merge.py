@@ -1,0 +1,34 @@
+"""`accord merge`: fold an adapter into its base."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from accord.errors import RunError
+
+
+def run(command: str, words: list[str]) -> int:
+    """Run the command; see `accord.cli.main`."""
+    parser = argparse.ArgumentParser(
+        prog="accord merge", description="Fold a PEFT adapter into its base and save an ordinary Hugging Face model."
+    )
+    parser.add_argument("adapter", type=Path, help="folder of the adapter, such as runs/sft/model")
+    parser.add_argument("output", type=Path, help="folder to write; must be empty or new")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="type of the stored weights (default: float32; the sum itself is always made in float32)",
+    )
+    options = parser.parse_args(words)
+    if options.output.exists() and any(options.output.iterdir()):
+        raise RunError(f"{options.output} is not empty; choose another folder, nothing was changed")
+    import torch
+
+    from accord.model.adapters import merge
+
+    merge(options.adapter, options.output, getattr(torch, options.dtype))
+    print(f"merged {options.adapter} into its base: {options.output} ({options.dtype})")
+    print(f"use it: --model.path {options.output}")
+    return 0

@@ -1,0 +1,80 @@
+"""`accord sft | reward | ppo`: all training commands are one: read the recipe, check it, then load torch and run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from accord.config import RECIPES, Recipe, build, dump, load, merge, parse_overrides
+from accord.errors import ConfigError
+
+FLAGS = ("resume", "dry-run", "quiet")
+
+
+def run(command: str, words: list[str]) -> int:
+    """Run a training command; see `accord.cli.main`."""
+    if "--help" in words or "-h" in words:
+        from accord.cli.options import recipe_help
+
+        print(recipe_help(command, RECIPES[command]))
+        return 0
+    flags = {flag for flag in FLAGS if f"--{flag}" in words}
+    recipe = read_recipe(command, [word for word in words if word[2:] not in flags], resume="resume" in flags)
+    if "dry-run" in flags:
+        return _dry_run(command, recipe)
+    from accord.recipes import train
+
+    train(recipe, resume="resume" in flags, quiet="quiet" in flags)
+    return 0
+
+
+def read_recipe(command: str, words: list[str], resume: bool = False) -> Recipe:
+    """The recipe of a command line: defaults, then the file, then the overrides; on resume over what the run was made with.
+
+    Raises:
+        ConfigError: anything that cannot run.
+    """
+    layers: list[dict[str, Any]] = []
+    if words and not words[0].startswith("--"):
+        layers.append(load(words[0]))
+        words = words[1:]
+    layers.append(parse_overrides(words))
+    given = merge(layers[0], layers[1]) if len(layers) == 2 else layers[0]
+    if resume and isinstance(given.get("output"), str):
+        saved = Path(given["output"]) / "config.yaml"
+        layers = [load(saved), *layers] if saved.is_file() else layers
+    recipe = RECIPES[command]
+    named = given.get("algorithm")
+    kind = named.get("type", command) if isinstance(named, dict) else command
+    if kind != command:
+        raise ConfigError(f"the recipe is for `accord {kind}` (algorithm.type), and the command is `accord {command}`")
+    return build(recipe, *layers)
+
+
+def _dry_run(command: str, recipe: Recipe) -> int:
+    """Check all that can be checked without weights, and print what would run."""
+    from accord.data.sources import read_rows
+    from accord.model.loading import locate
+
+    print(dump(recipe), end="")
+    location = locate(recipe.model.path)
+    rows, rejected = read_rows(recipe.data.path, recipe.data.split, recipe.data.limit)
+    on = f" on {location.base}" if location.adapter else ""
+    print(f"# model: {location.adapter or location.base}{on}")
+    print(f"# data: {len(rows)} rows, {len(rejected)} unreadable (`accord data check {recipe.data.path}` tells more)")
+    for warning in recipe.warnings():
+        print(f"# warning: {warning}")
+    for term in getattr(recipe, "reward", ()):
+        _check_reward(term.model, term.function)
+    print(f"# ready: accord {command} would write to {recipe.output}")
+    return 0
+
+
+def _check_reward(model: str | None, function: str | None) -> None:
+    from accord.model.loading import locate
+    from accord.rewards.function import load_function
+
+    if model is not None:
+        locate(model)
+    if function is not None:
+        load_function(function)

@@ -1,0 +1,69 @@
+"""Sample from a saved model: what `accord generate` and the quickstart do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from accord.config import LoraConfig, ModelConfig, PlacementConfig, ReferenceConfig
+from accord.data import EncodedPrompt, Encoder, set_chat_template, stop_ids
+from accord.model.device import choose_device
+from accord.model.roles import Roles
+from accord.rollout.collect import Collector
+from accord.rollout.native import NativeEngine
+from accord.rollout.protocol import Progress, Sampling
+from accord.types import Rollout, Text
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """How to sample."""
+
+    samples: int = 1
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    """0 = the likeliest token each time."""
+    top_k: int = 0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    max_sequences: int = 64
+    seed: int = 0
+
+
+def generate(
+    model: ModelConfig,
+    prompts: Sequence[Text],
+    options: GenerateOptions | None = None,
+    placement: PlacementConfig | None = None,
+    progress: Progress | None = None,
+) -> list[Rollout]:
+    """`samples` responses to each prompt, in the order of the prompts.
+
+    Args:
+        model: a whole model, or an adapter on its base.
+        prompts: plain text, or conversations for the model's chat template.
+        options: sampling.
+        placement: device.
+        progress: told of finished responses and sampled tokens.
+
+    Raises:
+        ModelError, GenerationError: see there.
+    """
+    options = options or GenerateOptions()
+    roles = Roles(model, LoraConfig(), choose_device(placement or PlacementConfig()))
+    roles.add_reference(ReferenceConfig())  # the frozen model as it was saved: base, or base with its adapter
+    if model.chat_template is not None:
+        set_chat_template(roles.tokenizer, model.chat_template)
+    encoder = Encoder(roles.tokenizer, stop_ids(roles.tokenizer, roles.model.generation_config))
+    sampling = Sampling(
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        stop_ids=encoder.stop_ids,
+        stop_texts=options.stop,
+    )
+    engine = NativeEngine(roles, options.max_sequences, role="reference")
+    collector = Collector(engine, None, roles.tokenizer, sampling, options.samples, options.seed)
+    encoded = [EncodedPrompt(encoder.encode_prompt(text), encoder.prompt_text(text)) for text in prompts]
+    return collector.collect(encoded, 0, progress).rollouts
