@@ -20,7 +20,9 @@ def ragged(seed: int, sequences: int = 9, pairs: bool = False, longest: int = 12
     unique = iter(range(1, 100_000))
     ids = [[next(unique) for _ in range(length)] for length in lengths]
     masks = [[False] + [draw.random() < 0.6 for _ in range(length - 1)] for length in lengths]
-    streams: dict[str, Any] = {name: torch.tensor([float(next(unique)) for _ in range(tokens)]) for name in TOKEN_STREAMS}
+    streams: dict[str, Any] = {
+        name: torch.tensor([float(next(unique)) for _ in range(tokens)]) for name in TOKEN_STREAMS
+    }
     for name in SEQUENCE_STREAMS:
         dtype = torch.long if name in INTEGER_STREAMS else torch.float32
         streams[name] = torch.tensor([next(unique) for _ in range(sequences)], dtype=dtype)

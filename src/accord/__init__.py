@@ -1,0 +1,84 @@
+"""Accord teaches language models from human feedback.
+
+    import accord
+
+    run = accord.train("ppo.yaml")                     # a whole recipe
+    session = accord.PPO({"model": {"path": "..."}})   # or one's own loop: generate, step, save
+
+Importing `accord` imports no torch; that happens when something is used that needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from accord.errors import (
+    AccordError,
+    AccordWarning,
+    ConfigError,
+    DataError,
+    GenerationError,
+    ModelError,
+    RewardError,
+    RunError,
+    TrainingError,
+)
+from accord.types import Example, LabelledResponse, Message, PreferencePair, Prompt, Rollout
+
+if TYPE_CHECKING:
+    from accord.config import PPORecipe, RewardRecipe, SFTRecipe
+    from accord.model.adapters import merge
+    from accord.recipes.generate import generate
+    from accord.recipes.run import train
+    from accord.recipes.session import PPO
+    from accord.train.run import Run
+
+_LAZY = {
+    "PPO": "accord.recipes.session",
+    "PPORecipe": "accord.config",
+    "RewardRecipe": "accord.config",
+    "Run": "accord.train.run",
+    "SFTRecipe": "accord.config",
+    "generate": "accord.recipes.generate",
+    "merge": "accord.model.adapters",
+    "train": "accord.recipes.run",
+}
+
+__all__ = [
+    "PPO",
+    "AccordError",
+    "AccordWarning",
+    "ConfigError",
+    "DataError",
+    "Example",
+    "GenerationError",
+    "LabelledResponse",
+    "Message",
+    "ModelError",
+    "PPORecipe",
+    "PreferencePair",
+    "Prompt",
+    "RewardError",
+    "RewardRecipe",
+    "Rollout",
+    "Run",
+    "RunError",
+    "SFTRecipe",
+    "TrainingError",
+    "generate",
+    "merge",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'accord' has no attribute {name!r}")
+    # `accord.train` is also a package; importing it sets that name, so the function is put back in its place.
+    value = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -197,7 +197,7 @@ class TokenBatch:
         chosen = torch.as_tensor(sequences, dtype=torch.long)
         starts, lengths = self.cu_seqlens[:-1].long()[chosen], self.lengths_N[chosen]
         ends = lengths.cumsum(0)
-        within = torch.arange(int(ends[-1])) - torch.repeat_interleave(ends - lengths, lengths)
+        within = torch.arange(int(lengths.sum())) - torch.repeat_interleave(ends - lengths, lengths)
         return torch.repeat_interleave(starts, lengths) + within
 
     def bins(self, max_tokens: int) -> list[list[int]]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Group items into few bins of at most `capacity`: longest first, each into the fullest bin that still has room.
 
-    Uses at most 11/9 of the optimal number of bins plus one (Johnson 1973). An item longer than `capacity` gets a bin of
+    Uses at most 11/9 of the optimal number of bins plus four (Johnson 1973). An item longer than `capacity` gets a bin of
     its own. Runs in O(n log n) and gives the same bins for the same input.
 
     Args:

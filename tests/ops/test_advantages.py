@@ -89,8 +89,8 @@ def test_lambda_0_is_the_one_step_error(seed):
     batch, rewards, values = ragged(seed)
     advantages, _ = gae(batch, rewards, values, 0.9, 0.0)
     for targets in targets_by_sequence(batch):
-        for t, following in zip(targets, [*targets[1:], None], strict=True):
-            ahead = 0.0 if following is None else values[following].item()
+        for i, t in enumerate(targets):
+            ahead = values[targets[i + 1]].item() if i + 1 < len(targets) else 0.0
             expected = rewards[t].item() + 0.9 * ahead - values[t].item()
             assert advantages[t].item() == pytest.approx(expected, abs=1e-6)
 

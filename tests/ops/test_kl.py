@@ -120,7 +120,17 @@ def test_adaptive_controller_after_two_updates_by_hand():
 
 @pytest.mark.parametrize(
     ("value", "factor"),
-    [(6.0, 1.0), (7.2, 1.02), (7.3, 1.02), (600.0, 1.02), (4.8, 0.98), (4.7, 0.98), (0.0, 0.98), (-50.0, 0.98), (6.6, 1.01)],
+    [
+        (6.0, 1.0),
+        (7.2, 1.02),
+        (7.3, 1.02),
+        (600.0, 1.02),
+        (4.8, 0.98),
+        (4.7, 0.98),
+        (0.0, 0.98),
+        (-50.0, 0.98),
+        (6.6, 1.01),
+    ],
 )
 def test_error_is_clipped_at_a_fifth_on_both_sides(value, factor):
     controller = AdaptiveKLController(1.0, target=6.0, horizon=1000)

@@ -18,13 +18,18 @@ def rollout_batch(rollouts: Sequence[Rollout]) -> TokenBatch:
     """Prompt and response of each rollout end to end; the response tokens are the targets.
 
     Raises:
-        ValueError: a rollout has no score, or an empty response.
+        ValueError: a rollout has no score, an empty response, or not one log-probability for each response token.
     """
     for index, rollout in enumerate(rollouts):
         if rollout.score is None:
             raise ValueError(f"rollout {index} has no score")
         if not rollout.response_ids:
             raise ValueError(f"rollout {index} has an empty response; a response has at least one token, its end")
+        if len(rollout.sampler_logprobs) != len(rollout.response_ids):
+            raise ValueError(
+                f"rollout {index} has {len(rollout.response_ids)} response tokens and "
+                f"{len(rollout.sampler_logprobs)} log-probabilities"
+            )
     sampler = [x for r in rollouts for x in (*([0.0] * len(r.prompt_ids)), *r.sampler_logprobs)]
     return TokenBatch.from_sequences(
         [r.prompt_ids + r.response_ids for r in rollouts],
@@ -66,5 +71,7 @@ def rollout_metrics(
         values = [rollout.scores[label] for rollout in rollouts]
         applies = torch.tensor([value is not None for value in values])
         known_N = torch.tensor([0.0 if value is None else value for value in values])
-        metrics[f"env/reward/{label}"] = float(moments(known_N, applies, sum_over_ranks)[1])
+        count, mean_known, _ = moments(known_N, applies, sum_over_ranks)
+        if count > 0:
+            metrics[f"env/reward/{label}"] = float(mean_known)
     return metrics

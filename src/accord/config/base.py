@@ -15,9 +15,12 @@ from accord.errors import ConfigError
 
 
 class Section(BaseModel):
-    """Base of all config models: unknown keys are errors, values do not change, docstrings below fields are their help."""
+    """Base of all config models: unknown keys are errors, values do not change, numbers are finite, docstrings below fields
+    are their help."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 S = TypeVar("S", bound=Section)
@@ -80,7 +83,7 @@ def _is_option(word: str) -> bool:
 
 
 def _scalar(text: str) -> Any:
-    """YAML, and also `1e-5`, which YAML 1.1 takes for a string; what is not YAML (`rewards.py:f: x`) stays text."""
+    """YAML, and also `1e-5`, which YAML 1.1 takes for a string; what is not YAML (`a: b: c`) stays text."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:

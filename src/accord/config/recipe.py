@@ -15,6 +15,11 @@ from accord.config.rollout import RolloutConfig
 from accord.config.train import ExampleTrain, PlacementConfig, RolloutTrain, TrainConfig
 
 
+def _given(section: Any) -> Any:
+    """The keys that were given of a section, be it a mapping, an object or nothing."""
+    return section.model_dump(exclude_unset=True) if isinstance(section, Section) else section or {}
+
+
 class Recipe(Section):
     """What every recipe has."""
 
@@ -39,7 +44,7 @@ class Recipe(Section):
         """Fill in the recipe's own learning rate, so that the saved config says what ran."""
         if not isinstance(value, dict):
             return value
-        train = value.get("train") or {}
+        train = _given(value.get("train"))
         if not isinstance(train, dict) or train.get("learning_rate") is not None:
             return value
         full = "adapter" in value and value["adapter"] is None
@@ -96,10 +101,10 @@ class PPORecipe(Recipe):
         value = dict(value)
         if isinstance(value.get("reward"), (str, dict)):
             value["reward"] = [value["reward"]]
-        critic = value.get("critic")
-        if critic is None or (isinstance(critic, dict) and critic.get("source") is None):
+        critic = _given(value.get("critic"))
+        if isinstance(critic, dict) and critic.get("source") is None:
             full = "adapter" in value and value["adapter"] is None
-            value["critic"] = {**(critic or {}), "source": "policy_trunk" if full else "adapter"}
+            value["critic"] = {**critic, "source": "policy_trunk" if full else "adapter"}
         return value
 
     @model_validator(mode="after")

@@ -3,7 +3,8 @@
 The rules of the house. Keyword arguments only. The denominator is an argument: the count over the whole optimiser step and
 all ranks, so that any split into micro-batches gives the same gradient. Metrics are additive in the same way (each is
 already divided by a denominator, so that adding them over micro-batches gives the mean of the step) unless their name ends
-in `_max`. No config object, no logging, no collective, no `.item()`.
+in `_max`. No config object, no logging, no collective, no `.item()`. What is learnt is masked first and not only when it is
+summed: a NaN in a masked advantage or return would come back through the product as a NaN gradient (0 x NaN = NaN).
 """
 
 from accord.losses.ppo import kl_penalty, ppo_policy, ppo_value

@@ -87,6 +87,7 @@ def ppo_value(
     Returns:
         The loss (scalar) and `ppo/loss/value`, `ppo/val/*`.
     """
+    values_T = values_T.masked_fill(~mask_T, 0.0)
     errors_T = (values_T - returns_T).square()
     worst_T = errors_T
     if value_clip is not None:
@@ -105,6 +106,6 @@ def kl_penalty(
     *, logprobs_T: Tensor, ref_logprobs_T: Tensor, mask_T: Tensor, tokens: Tensor, estimator: str, coef: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The KL to the reference as a loss term: coef sum_t kl_t / tokens (for the estimators see `ops.kl.kl_per_token`)."""
-    kl_T = kl_per_token(logprobs_T, ref_logprobs_T, estimator)
+    kl_T = kl_per_token(logprobs_T.masked_fill(~mask_T, 0.0), ref_logprobs_T, estimator)
     loss = coef * masked_sum(kl_T, mask_T) / tokens
     return loss, {"ppo/loss/kl": loss.detach()}

@@ -21,6 +21,7 @@ def sft(
     Returns:
         The loss (scalar) and `sft/loss`.
     """
+    logprobs_T = logprobs_T.masked_fill(~mask_T, 0.0)
     weighted_T = logprobs_T if weights_T is None else logprobs_T * weights_T
     loss = -masked_sum(weighted_T, mask_T) / tokens
     return loss, {"sft/loss": loss.detach()}

@@ -33,8 +33,10 @@ def kl_per_token(logprobs_T: Tensor, ref_logprobs_T: Tensor, estimator: str) -> 
         case "k2" | "mse":
             return 0.5 * difference_T.square()
         case "k3":
-            # A token the policy found by luck can be e^40 times likelier under the reference; float32 must survive it.
-            return torch.expm1((-difference_T).clamp(max=20.0)) + difference_T
+            # A token the policy found by luck can be e^40 times likelier under the reference; float32 must survive it. Both
+            # terms are capped, or the gradient would push such a token the wrong way.
+            log_ratio_T = (-difference_T).clamp(max=20.0)
+            return torch.expm1(log_ratio_T) - log_ratio_T
         case "abs":
             return difference_T.abs()
     raise ValueError(f"unknown KL estimator {estimator!r}: k1, k2, k3, abs, mse")

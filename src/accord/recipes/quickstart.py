@@ -134,7 +134,7 @@ def _pretrain(folder: Path, seed: int, say: Callable[[str], None]) -> str:
 
 def _stages(folder: Path, base: str, seed: int) -> dict[str, Recipe]:
     """The three recipes; a person can run each alone with `accord sft|reward|ppo RUN/config.yaml`."""
-    common: dict[str, Any] = {"adapter": {"r": 8, "alpha": 16}, "seed": seed}
+    common: dict[str, Any] = {"adapter": {"r": 16, "alpha": 32}, "seed": seed}
     sft, reward = str(folder / "sft" / "model"), str(folder / "reward" / "model")
     return {
         "sft": build(
@@ -153,7 +153,7 @@ def _stages(folder: Path, base: str, seed: int) -> dict[str, Recipe]:
             {
                 "model": {"path": sft},
                 "data": {"path": str(folder / "data" / "pairs.jsonl"), "eval_fraction": 0.1},
-                "train": {"epochs": 1, "batch_size": 32, "learning_rate": 3e-3, "log_every": 10},
+                "train": {"epochs": 1, "batch_size": 16, "learning_rate": 2e-3, "log_every": 25},
                 "output": str(folder / "reward"),
             },
         ),
@@ -181,7 +181,7 @@ def _write_data(folder: Path, seed: int) -> None:
     data.mkdir(parents=True)
     _write(data / "corpus.jsonl", ({"text": text} for text in write_corpus(12_000, seed)))
     _write(data / "examples.jsonl", map(_row, write_examples(1200, seed)))
-    _write(data / "pairs.jsonl", map(_row, write_pairs(2400, seed)))
+    _write(data / "pairs.jsonl", map(_row, write_pairs(4000, seed)))
     _write(data / "held_out.jsonl", map(_row, write_prompts(HELD_OUT, seed, held_out=True)))
     _write(folder / "prompts.jsonl", map(_row, write_prompts(1000, seed)))
 

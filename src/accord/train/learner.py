@@ -49,10 +49,10 @@ class Learner:
         self.roles.train_mode(self.algorithm.uses_dropout)
         denominators = Denominators.of(batch, self.ranks.sum).to(self.roles.device)
         metrics: Metrics = {}
-        for update in self.algorithm.roles():
+        for number, update in enumerate(self.algorithm.roles()):
             sums = self._backward(update, batch, denominators)
             metrics |= {name: sums.get(name, 0.0) + metrics.get(name, 0.0) for name in sums}
-            metrics |= self._reduce_and_clip(update, first=update is self.algorithm.roles()[0])
+            metrics |= self._reduce_and_clip(update, first=number == 0)
         self.roles.train_mode(False)
         self._check_finite(metrics)
         reason = self.algorithm.veto(metrics)

@@ -27,11 +27,9 @@ from accord.rollout.protocol import Engine
 from accord.train.console import Console
 from accord.train.evaluate import with_perplexity
 from accord.train.learner import Learner
-from accord.train.run import Run, RunDirectory, with_saved
+from accord.train.run import Run, RunDirectory
 from accord.train.sinks import METRICS_FILE, Sink, open_sinks
 from accord.train.state import read_newest, write_checkpoint
-
-__all__ = ["Parts", "Source", "run_loop", "with_saved"]
 
 
 class Source(Protocol):
@@ -110,17 +108,11 @@ def _iterate(parts: Parts, iteration: int, directory: RunDirectory, console: Con
     started = time.perf_counter()
     seed_everything(parts.recipe.seed, iteration)
     items, metrics = parts.source.collect(iteration, console)
-    scoring = time.perf_counter()
-    batch, prepared = parts.algorithm.prepare(items, parts.scorer)
-    updating = time.perf_counter()
-    generator = torch.Generator().manual_seed(parts.recipe.seed * 1_000_003 + iteration)
     console.phase("update", parts.steps_per_iteration)
-    steps: list[Metrics] = []
-    for minibatch in parts.algorithm.minibatches(batch, generator):
-        steps.append(parts.learner.update(minibatch))
-        console.advance(1, minibatch.tokens)
-    done = time.perf_counter()
-    metrics |= prepared | with_perplexity(average(steps), parts.kind)
+    batch, learnt = learn(
+        items, parts.algorithm, parts.learner, parts.scorer, parts.recipe.seed, iteration, console.advance
+    )
+    metrics |= with_perplexity(learnt, parts.kind)
     if parts.engine is not None:
         parts.engine.load(None, iteration + 1)
         every = getattr(parts.recipe.train, "rollouts_every", 0)
@@ -129,15 +121,50 @@ def _iterate(parts: Parts, iteration: int, directory: RunDirectory, console: Con
     if parts.evaluate is not None and _due(parts.recipe.train.eval_every, iteration, parts.iterations):
         console.phase("eval", 1)
         metrics |= parts.evaluate()
-    finished = time.perf_counter()
     return metrics | {
         "step": float(parts.learner.steps),
-        "tokens/total": float(sum(m["tokens/seen"] for m in steps)),
-        "tokens/per_second": sum(m["tokens/seen"] for m in steps) / max(done - updating, 1e-9),
-        "time/score": updating - scoring,
-        "time/update": done - updating,
-        "time/iteration": finished - started,
+        "time/iteration": time.perf_counter() - started,
         "memory/peak_gib": peak_memory_gib(),
+    }
+
+
+def learn(
+    items: Sequence[Any],
+    algorithm: Algorithm,
+    learner: Learner,
+    scorer: Scorer,
+    seed: int,
+    iteration: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[TokenBatch, Metrics]:
+    """Prepare one iteration's items and take its optimiser steps.
+
+    Args:
+        items: examples or scored rollouts.
+        algorithm, learner, scorer: see there.
+        seed: of the run; the order of minibatches follows from it and the iteration.
+        iteration: from 0.
+        progress: called with (steps, tokens) after each step.
+
+    Returns:
+        The prepared batch and the metrics of preparation and steps.
+    """
+    scoring = time.perf_counter()
+    batch, metrics = algorithm.prepare(items, scorer)
+    updating = time.perf_counter()
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + iteration)
+    steps: list[Metrics] = []
+    for minibatch in algorithm.minibatches(batch, generator):
+        steps.append(learner.update(minibatch))
+        if progress is not None:
+            progress(1, minibatch.tokens)
+    seconds = time.perf_counter() - updating
+    tokens = sum(step["tokens/seen"] for step in steps)
+    return batch, metrics | average(steps) | {
+        "tokens/total": tokens,
+        "tokens/per_second": tokens / max(seconds, 1e-9),
+        "time/score": updating - scoring,
+        "time/update": seconds,
     }
 
 

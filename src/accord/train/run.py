@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +16,7 @@ from typing import IO, Any
 import torch
 import yaml
 
-from accord.config import Recipe, dump, merge
+from accord.config import Recipe, dump
 from accord.errors import ConfigError, RunError
 
 CONFIG = "config.yaml"
@@ -123,12 +122,6 @@ def read_saved(output: str | Path) -> dict[str, Any]:
         return {}
     saved = yaml.safe_load(file.read_text(encoding="utf-8"))
     return saved if isinstance(saved, dict) else {}
-
-
-def with_saved(layers: Mapping[str, Any]) -> dict[str, Any]:
-    """For `--resume`: the recipe saved in `output`, with what was given now laid over it."""
-    output = layers.get("output")
-    return merge(read_saved(output), layers) if isinstance(output, str) else dict(layers)
 
 
 def _differences(old: Any, new: Any, at: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any, Any]]:

@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from accord.config import RECIPES, PPORecipe, SFTRecipe, build, dump, load, merge, parse_overrides
+from accord.config.base import sections_in
+from accord.errors import ConfigError
+
+
+def fault(recipe, *layers) -> str:
+    with pytest.raises(ConfigError) as caught:
+        build(recipe, *layers)
+    return str(caught.value)
+
+
+# --- unknown keys ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"modle": {}}, "unknown key `modle`: did you mean `model`?"),
+        ({"train": {"itertions": 3}}, "unknown key `train.itertions`: did you mean `iterations`?"),
+        ({"algorithm": {"kl": {"targt": 3}}}, "unknown key `algorithm.kl.targt`: did you mean `target`?"),
+        ({"adapter": {"alhpa": 4}}, "unknown key `adapter.alhpa`: did you mean `alpha`?"),  # in a union with null
+        (
+            {"reward": [{"model": "m"}, {"model": "m", "wieght": 2}]},
+            "unknown key `reward.1.wieght`: did you mean `weight`?",
+        ),
+        ({"rollout": {"xyz": 1}}, "unknown key `rollout.xyz`: known keys here: engine, max_new_tokens, max_sequences,"),
+        ({"train": {"steps": 3}}, "unknown key `train.steps`"),  # a rollout recipe counts iterations
+    ],
+)
+def test_unknown_key_is_answered_with_the_nearest_known_one(least, change, message):
+    assert message in fault(PPORecipe, least, change)
+
+
+def test_a_key_of_another_recipe_is_unknown(least):
+    assert "unknown key `rollout`" in fault(SFTRecipe, least, {"rollout": {"samples": 2}})
+
+
+def test_all_faults_come_at_once(least):
+    message = fault(PPORecipe, least, {"seed": -1, "modle": 1, "rollout": {"temperature": 0}, "model": {"path": 3}})
+    assert message.startswith("the recipe cannot run:\n  - ") and message.count("\n  - ") == 4
+    for part in ("seed: ", "(given: -1)", "`modle`", "rollout.temperature: ", "model.path: ", "(given: 3)"):
+        assert part in message
+
+
+def test_missing_sections_are_named():
+    message = fault(SFTRecipe, {})
+    for name in ("model", "data", "output"):
+        assert f"  - {name}: Field required; it has no default" in message
+
+
+def test_sections_in_looks_through_unions_and_lists():
+    names = {key: [s.__name__ for s in sections_in(f.annotation)] for key, f in PPORecipe.model_fields.items()}
+    assert names["adapter"] == ["LoraConfig"] and names["reward"] == ["RewardTerm"] and names["output"] == []
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+def test_merge_goes_into_mappings_and_replaces_all_else():
+    base = {"a": {"x": 1, "y": {"z": 2}}, "b": [1, 2], "c": 5}
+    over = {"a": {"y": {"w": 3}}, "b": [9], "c": {"d": 1}, "e": None}
+    assert merge(base, over) == {"a": {"x": 1, "y": {"z": 2, "w": 3}}, "b": [9], "c": {"d": 1}, "e": None}
+    assert base == {"a": {"x": 1, "y": {"z": 2}}, "b": [1, 2], "c": 5}, "the layers stay as they were"
+
+
+def test_defaults_then_file_then_command_line(least, tmp_path):
+    file = tmp_path / "ppo.yaml"
+    file.write_text(yaml.safe_dump(least | {"algorithm": {"kl": {"coef": 0.5, "horizon": 7}}, "seed": 3}))
+    recipe = build(PPORecipe, load(file), parse_overrides(["--algorithm.kl.coef", "0.7", "--model.path=other"]))
+    kl = recipe.algorithm.kl
+    assert (kl.target, kl.horizon, kl.coef) == (6.0, 7, 0.7)  # default, file, command line
+    assert (recipe.seed, recipe.model.path, recipe.data.path) == (3, "other", "rows.jsonl")
+
+
+def test_null_on_the_command_line_beats_a_section_of_the_file(least):
+    file = least | {"adapter": {"r": 4}}
+    assert build(SFTRecipe, file, parse_overrides(["--adapter", "null"])).adapter is None
+    assert build(SFTRecipe, least | {"adapter": None}, parse_overrides(["--adapter.r", "4"])).adapter.r == 4
+
+
+def test_an_element_of_a_list_can_be_changed(least):
+    file = least | {"reward": [{"model": "a"}, {"function": "f.py:g", "weight": 0.5}]}
+    recipe = build(PPORecipe, file, parse_overrides(["--reward.0.weight", "2", "--reward.1.name", "short"]))
+    assert [(t.model, t.function, t.weight, t.name) for t in recipe.reward] == [
+        ("a", None, 2.0, None),
+        (None, "f.py:g", 0.5, "short"),
+    ]
+    assert file["reward"] == [{"model": "a"}, {"function": "f.py:g", "weight": 0.5}]
+
+
+def test_an_element_that_is_not_there_cannot_be_changed(least):
+    message = fault(PPORecipe, least | {"reward": [{"model": "a"}]}, parse_overrides(["--reward.1.weight", "2"]))
+    assert message == "--reward.1: the recipe has 1 entries under `reward`, numbered from 0"
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("50", 50),
+        ("-3", -3),
+        ("1e-5", 1e-5),
+        ("1E5", 1e5),
+        ("-2.5e-3", -2.5e-3),
+        ("0.5", 0.5),
+        ("true", True),
+        ("null", None),
+        ("[a, b]", ["a", "b"]),
+        ("[]", []),
+        ("{r: 4, alpha: 8}", {"r": 4, "alpha": 8}),
+        ("./sft/model", "./sft/model"),
+        ("rewards.py:brevity", "rewards.py:brevity"),
+        (r"C:\models\base", r"C:\models\base"),
+        ("a: b: c", "a: b: c"),  # not YAML: stays text
+        ("[unclosed", "[unclosed"),
+    ],
+)
+@pytest.mark.parametrize("style", ["space", "equals"])
+def test_types_of_values(text, value, style):
+    words = ["--a.b", text] if style == "space" else [f"--a.b={text}"]
+    got = parse_overrides(words)["a"]["b"]
+    assert got == value and type(got) is type(value)
+
+
+def test_words_become_a_tree():
+    words = ["--train.steps", "5", "--output=runs/a=b", "--train.batch-size", "8", "--adapter", "null"]
+    assert parse_overrides(words) == {
+        "train": {"steps": 5, "batch_size": 8},
+        "output": "runs/a=b",
+        "adapter": None,
+    }
+
+
+def test_the_last_of_two_wins():
+    assert parse_overrides(["--seed", "1", "--seed", "2"]) == {"seed": 2}
+    assert parse_overrides(["--adapter", "null", "--adapter.r", "4"]) == {"adapter": {"r": 4}}
+    assert parse_overrides(["--adapter.r", "4", "--adapter", "null"]) == {"adapter": None}
+
+
+def test_nothing():
+    assert parse_overrides([]) == {}
+
+
+@pytest.mark.parametrize("words", [["--seed"], ["--seed", "--output", "x"], ["--a", "1", "--seed"]])
+def test_an_option_without_a_value_is_named(words):
+    with pytest.raises(ConfigError, match="option --seed has no value: write `--seed VALUE`"):
+        parse_overrides(words)
+
+
+@pytest.mark.parametrize("word", ["train.steps", "-seed", "x=1"])
+def test_a_word_that_is_no_option_is_named(word):
+    with pytest.raises(ConfigError, match=rf"unexpected argument '{word}': options look like"):
+        parse_overrides(["--a", "1", word, "2"])
+
+
+def test_overrides_reach_the_recipe_with_their_types(least):
+    words = ["--train.learning_rate", "1e-5", "--algorithm.reward_scale", "-2", "--rollout.stop", '["\\n", "###"]']
+    recipe = build(PPORecipe, least, parse_overrides([*words, "--algorithm.kl.target", "null"]))
+    assert recipe.train.learning_rate == 1e-5
+    assert recipe.algorithm.reward_scale == -2.0 and recipe.algorithm.kl.target is None
+    assert recipe.rollout.stop == ("\n", "###")
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_load_says_what_is_wrong_with_a_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"no recipe at .*none\.yaml: give the path of a YAML file"):
+        load(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="no recipe at"):
+        load(tmp_path)
+    for name, content, message in [
+        ("broken.yaml", b"model: [", r"broken\.yaml is not valid YAML"),
+        ("binary.yaml", b"\xff\xfe\x00a", r"binary\.yaml is not valid YAML"),
+        ("list.yaml", b"- model", r"list\.yaml holds a list; a recipe is a mapping"),
+        ("python.yaml", b"!!python/object/apply:os.getcwd []", r"python\.yaml is not valid YAML"),
+    ]:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ConfigError, match=message):
+            load(tmp_path / name)
+
+
+def test_an_empty_file_is_an_empty_recipe(tmp_path):
+    (tmp_path / "empty.yaml").write_text("# nothing yet\n")
+    assert load(tmp_path / "empty.yaml") == {}
+
+
+def test_an_exponent_without_a_point_is_a_number_in_a_file_too(least, tmp_path):
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(least) + "train: {learning_rate: 1e-5}\n")
+    assert build(SFTRecipe, load(tmp_path / "a.yaml")).train.learning_rate == 1e-5
+
+
+RICH = {
+    "sft": {
+        "train": {"steps": 5},
+        "adapter": {"targets": ["q_proj", "v_proj"]},
+        "data": {"columns": {"frage": "prompt"}},
+    },
+    "reward": {"adapter": None, "algorithm": {"centre_coef": 0}, "output": "läufe/ü"},
+    "ppo": {
+        "reward": ["rewards.py:brevity", {"model": "m", "weight": -0.5}],
+        "rollout": {"stop": ["\n\n", ": "], "top_p": 0.9},
+        "algorithm": {"kl": {"use": "loss"}, "value_clip": None},
+        "critic": {"source": "model", "path": "c"},
+    },
+}
+
+
+@pytest.mark.parametrize("change", [{}, RICH], ids=["defaults", "rich"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_dump_load_build_is_the_identity(least, tmp_path, name, change):
+    recipe = build(RECIPES[name], least, change.get(name, {}))
+    file = tmp_path / "config.yaml"
+    file.write_text(dump(recipe), encoding="utf-8")
+    again = build(RECIPES[name], load(file))
+    assert again == recipe and dump(again) == dump(recipe)
+    assert set(load(file)) == set(RECIPES[name].model_fields), "defaults are written down too"
+
+
+def test_config_and_errors_import_no_torch():
+    heavy = ("torch", "transformers", "peft", "datasets", "numpy")
+    code = f"import accord.config, sys; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import pytest
+
+from accord.config import (
+    RECIPES,
+    CriticConfig,
+    DataConfig,
+    ExampleTrain,
+    LoraConfig,
+    ModelConfig,
+    PPORecipe,
+    RolloutTrain,
+    SFTRecipe,
+    build,
+)
+from accord.errors import ConfigError
+
+OBJECTS = {"model": ModelConfig(path="base"), "data": DataConfig(path="rows.jsonl"), "output": "runs/x"}
+
+
+@pytest.mark.parametrize(
+    ("name", "with_adapter", "without"),
+    [("sft", 2e-4, 2e-5), ("reward", 1e-4, 1e-5), ("ppo", 1.41e-5, 3e-6)],
+)
+def test_learning_rate_by_recipe_and_by_what_learns(least, name, with_adapter, without):
+    recipe = RECIPES[name]
+
+    def rate(*layers):
+        return build(recipe, least, *layers).train.learning_rate
+
+    assert rate() == rate({"adapter": {"r": 4}}) == rate({"train": None}) == with_adapter
+    assert rate({"train": {"learning_rate": None, "batch_size": 8}}) == with_adapter
+    assert rate({"adapter": None}) == without
+    assert rate({"train": {"learning_rate": 0.5}}) == rate({"adapter": None, "train": {"learning_rate": 0.5}}) == 0.5
+
+
+def test_sections_given_as_objects_are_resolved_too():
+    recipe = SFTRecipe(**OBJECTS, train=ExampleTrain(steps=5))
+    assert recipe.train.learning_rate == 2e-4 and recipe.train.steps == 5
+    assert SFTRecipe(**OBJECTS, adapter=None, train=ExampleTrain()).train.learning_rate == 2e-5
+    assert SFTRecipe(**OBJECTS, train=ExampleTrain(learning_rate=0.5)).train.learning_rate == 0.5
+    ppo = PPORecipe(**OBJECTS, adapter=LoraConfig(), critic=CriticConfig(), train=RolloutTrain(iterations=3))
+    assert ppo.critic.source == "adapter" and ppo.train.learning_rate == 1.41e-5 and ppo.train.iterations == 3
+    assert PPORecipe(**OBJECTS, adapter=None, critic=CriticConfig()).critic.source == "policy_trunk"
+
+
+@pytest.mark.parametrize(
+    ("change", "source"),
+    [
+        ({}, "adapter"),
+        ({"critic": None}, "adapter"),
+        ({"critic": {"start": "reward"}, "reward": ["m"]}, "adapter"),
+        ({"adapter": None}, "policy_trunk"),
+        ({"adapter": None, "critic": {"source": "model", "path": "c"}}, "model"),
+        ({"critic": {"source": "policy_trunk"}}, "policy_trunk"),
+    ],
+)
+def test_which_critic(least, change, source):
+    assert build(PPORecipe, least, change).critic.source == source
+
+
+@pytest.mark.parametrize(
+    "reward", ["rewards.py:f", {"function": "rewards.py:f"}, ["rewards.py:f"], [{"function": "rewards.py:f"}]]
+)
+def test_one_reward_may_stand_without_its_list(least, reward):
+    (term,) = build(PPORecipe, least, {"reward": reward}).reward
+    assert term.function == "rewards.py:f"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"adapter": None, "critic": {"source": "adapter"}}, "critic.source: adapter needs a frozen base"),
+        (
+            {"critic": {"start": "reward"}, "reward": ["rewards.py:f"]},
+            "critic.start: reward copies a reward model, and `reward` names none",
+        ),
+        (
+            {"train": {"batch_size": 10}, "rollout": {"samples": 4}},
+            "train.batch_size (10) counts responses, so it must be a multiple of rollout.samples (4)",
+        ),
+        (
+            {"train": {"batch_size": 3}},
+            "3 responses (train.batch_size) cannot be cut into 4 minibatches (algorithm.minibatches)",
+        ),
+        (
+            {"data": {"max_tokens": 128}},
+            "data.max_tokens (128) leaves no room for a prompt beside rollout.max_new_tokens (128)",
+        ),
+        (
+            {"reward": ["a.py:f", "b.py:f", "m"]},
+            "two rewards are called f; give each a `name` of its own",
+        ),
+        ({"adapter": None, "critic": {"source": "policy_trunk", "start": "reward"}}, "`start: reward` needs a critic"),
+    ],
+)
+def test_options_that_exclude_each_other(least, change, message):
+    with pytest.raises(ConfigError) as caught:
+        build(PPORecipe, least, change)
+    assert message in str(caught.value)
+
+
+def test_prompt_limit(least):
+    assert build(PPORecipe, least).prompt_limit == 1024 - 128
+    assert build(PPORecipe, least, {"data": {"max_prompt_tokens": 77, "max_tokens": 128}}).prompt_limit == 77
+
+
+def test_warnings_are_those_of_the_sampling(least):
+    assert build(SFTRecipe, least).warnings() == build(PPORecipe, least).warnings() == []
+    assert len(build(PPORecipe, least, {"rollout": {"top_p": 0.9}}).warnings()) == 1

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from accord.config import RewardTerm
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "label"),
+    [
+        ("rewards.py:brevity", "function", "brevity"),
+        ("package.module:score", "function", "score"),
+        ("/abs/path/rewards.py:f", "function", "f"),
+        (r"C:\work\rewards.py:f", "function", "f"),
+        ("C:/work/rewards.py:f", "function", "f"),
+        ("runs/reward/model", "model", "reward"),
+        ("./runs/reward/model/", "model", "reward"),
+        (r"C:\models\reward", "model", "reward"),
+        ("C:/models/reward/model", "model", "reward"),
+        ("C:reward", "model", "C:reward"),  # a drive, and no module has one letter
+        ("OpenAssistant/reward-model-deberta-v3", "model", "reward-model-deberta-v3"),
+        ("model", "model", "model"),
+        ("org/name:1.2", "model", "name:1.2"),  # what follows is no Python name
+    ],
+)
+def test_text_is_a_function_or_a_model(text, kind, label):
+    term = RewardTerm.model_validate(text)
+    assert {"model": term.model, "function": term.function}[kind] == text
+    assert (term.model is None) != (term.function is None)
+    assert term.label == label and term.weight == 1.0
+
+
+def test_a_name_of_its_own():
+    assert RewardTerm(function="f.py:g", name="length").label == "length"
+
+
+@pytest.mark.parametrize("given", [{}, {"model": "m", "function": "f.py:g"}, {"weight": 2}])
+def test_exactly_one_source(given):
+    with pytest.raises(ValidationError, match="give exactly one of `model` and `function`"):
+        RewardTerm(**given)
+
+
+@pytest.mark.parametrize("function", ["brevity", ":brevity"])
+def test_a_function_needs_its_file(function):
+    with pytest.raises(ValidationError, match=r"written FILE\.py:NAME or package\.module:NAME, not '"):
+        RewardTerm(function=function)

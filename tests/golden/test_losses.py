@@ -1,0 +1,131 @@
+"""Ten steps of gradient descent on fixed inputs, as they were when the losses were proved.
+
+A change here is a change of what runs learn. If it is meant: `python tests/golden/test_losses.py` writes the file anew, and
+the reason goes into docs/LOG.md. Inputs come from sines and not from a random generator, so they are the same everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from accord.losses import bradley_terry, kl_penalty, ppo_policy, ppo_value, sft
+from accord.ops.logprobs import token_logprobs
+
+FILE = Path(__file__).parent / "losses.json"
+T, H, V = 9, 4, 7
+MASK_T = torch.tensor([False, True, True, False, True, True, True, False, True])
+TOKENS = MASK_T.sum().float()
+TARGETS_T = torch.arange(T) * 3 % V
+
+
+def wave(*shape: int, pitch: float, height: float = 1.0) -> Tensor:
+    count = torch.arange(1, torch.Size(shape).numel() + 1, dtype=torch.float64)
+    return (height * torch.sin(pitch * count)).float().reshape(shape)
+
+
+HIDDEN_TH, WEIGHT_VH = wave(T, H, pitch=0.7), wave(V, H, pitch=1.3)
+ADVANTAGES_T = wave(T, pitch=2.1) + 0.5
+
+
+def logprobs(weight_VH: Tensor) -> tuple[Tensor, Tensor]:
+    return token_logprobs(HIDDEN_TH, weight_VH, None, TARGETS_T, temperature=0.9, with_entropy=True)
+
+
+OLD_T = logprobs(WEIGHT_VH)[0]
+REF_T = OLD_T + wave(T, pitch=1.9, height=0.4)
+
+
+def policy(weight_VH: Tensor) -> Tensor:
+    logprobs_T, entropies_T = logprobs(weight_VH)
+    return ppo_policy(
+        logprobs_T=logprobs_T,
+        old_logprobs_T=OLD_T,
+        advantages_T=ADVANTAGES_T,
+        mask_T=MASK_T,
+        tokens=TOKENS,
+        clip=0.2,
+        entropies_T=entropies_T,
+        entropy_coef=0.01,
+    )[0]
+
+
+def value(weight_T: Tensor) -> Tensor:
+    return ppo_value(
+        values_T=weight_T,
+        old_values_T=wave(T, pitch=0.9),
+        returns_T=wave(T, pitch=1.1, height=2.0),
+        mask_T=MASK_T,
+        tokens=TOKENS,
+        value_clip=0.5,
+    )[0]
+
+
+def kl(estimator: str) -> Callable[[Tensor], Tensor]:
+    def loss(weight_VH: Tensor) -> Tensor:
+        return kl_penalty(
+            logprobs_T=logprobs(weight_VH)[0],
+            ref_logprobs_T=REF_T,
+            mask_T=MASK_T,
+            tokens=TOKENS,
+            estimator=estimator,
+            coef=0.5,
+        )[0]
+
+    return loss
+
+
+def reward(scores_2P: Tensor) -> Tensor:
+    return bradley_terry(
+        chosen_P=scores_2P[0],
+        rejected_P=scores_2P[1],
+        pairs=torch.tensor(5.0),
+        margins_P=wave(5, pitch=0.4, height=0.5),
+        centre_coef=0.01,
+    )[0]
+
+
+RUNS: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, float]] = {
+    "sft": (lambda w: sft(logprobs_T=logprobs(w)[0], mask_T=MASK_T, tokens=TOKENS)[0], WEIGHT_VH, 0.5),
+    "ppo_policy": (policy, WEIGHT_VH, 0.2),
+    "ppo_value": (value, wave(T, pitch=0.9) + 0.1, 1.0),
+    "kl_k2": (kl("k2"), WEIGHT_VH, 0.2),
+    "kl_k3": (kl("k3"), WEIGHT_VH, 0.2),
+    "bradley_terry": (reward, wave(2, 5, pitch=1.7), 1.0),
+}
+"""Name -> loss of the parameters, their start, the learning rate."""
+
+
+def descend(name: str) -> list[float]:
+    loss_of, start, rate = RUNS[name]
+    weight, losses = start.clone().requires_grad_(), []
+    for _ in range(10):
+        loss = loss_of(weight)
+        (gradient,) = torch.autograd.grad(loss, weight)
+        losses.append(loss.item())
+        weight = (weight - rate * gradient).detach().requires_grad_()
+    return losses
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_ten_steps_are_as_they_were(name):
+    assert descend(name) == pytest.approx(json.loads(FILE.read_text())[name], rel=1e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_ten_steps_go_down(name):
+    losses = descend(name)
+    assert losses[-1] < losses[0]
+
+
+def test_the_file_holds_these_runs_and_no_other():
+    assert json.loads(FILE.read_text()).keys() == RUNS.keys()
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps({name: descend(name) for name in RUNS}, indent=1) + "\n")

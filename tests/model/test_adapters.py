@@ -1,0 +1,168 @@
+"""Adapters on one base: adding, switching, saving, folding in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from accord.config import LoraConfig
+from accord.errors import ConfigError, ModelError
+from accord.model.adapters import AdapterSet, lora_config, merge
+
+IDS = torch.tensor([[5, 80, 9, 200, 31, 7]])
+
+
+@pytest.fixture
+def adapters(model_folder, plain) -> AdapterSet:
+    """Two adapters, `a` and `b`, with different weights, on a tiny Llama."""
+    folder = model_folder("llama")
+    adapters = AdapterSet(plain(folder).requires_grad_(False), str(folder))
+    for name in ("a", "b"):
+        adapters.add(name, lora_config(LoraConfig(r=2, alpha=4)))
+    return adapters
+
+
+def logits(adapters: AdapterSet) -> torch.Tensor:
+    with torch.no_grad():
+        return adapters.model(IDS).logits
+
+
+def test_lora_config_says_what_the_recipe_says() -> None:
+    config = lora_config(LoraConfig(r=5, alpha=7.5, dropout=0.1, targets=("q_proj",)))
+    assert (config.r, config.lora_alpha, config.lora_dropout, config.target_modules) == (5, 7.5, 0.1, {"q_proj"})
+    assert lora_config(LoraConfig()).target_modules == "all-linear"
+
+
+def test_all_linear_layers_but_the_output_layer_are_adapted(adapters: AdapterSet) -> None:
+    names = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in adapters.parameters("a")}
+    assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert len(adapters.parameters("a")) == 2 * 2 * 7
+    assert adapters.parameters("nothing") == {}
+    assert not set(adapters.parameters("a")) & set(adapters.parameters("b"))
+
+
+def test_one_adapter_is_active_at_a_time_and_none_outside(adapters: AdapterSet, plain, model_folder, shake) -> None:
+    bare = plain(model_folder("llama"))(IDS).logits
+    shake(adapters.parameters("a").values(), seed=1)
+    shake(adapters.parameters("b").values(), seed=2)
+    seen = {}
+    assert torch.equal(logits(adapters), bare)
+    for name in ("a", "b", None, "a"):
+        with adapters.active(name, trains=False):
+            first = seen.setdefault(name, logits(adapters))
+            assert torch.equal(logits(adapters), first)
+        assert torch.equal(logits(adapters), bare)
+    assert torch.equal(seen[None], bare)
+    assert len({float(output.sum()) for output in seen.values()}) == 3
+
+
+def test_leaving_restores_what_was_active_also_after_an_error(adapters: AdapterSet, shake) -> None:
+    shake(adapters.parameters("a").values(), seed=1)
+    shake(adapters.parameters("b").values(), seed=2)
+    with adapters.active("a", trains=True):
+        before = logits(adapters)
+        for inner in ("b", None):
+            with pytest.raises(KeyError), adapters.active(inner, trains=False):
+                assert not torch.equal(logits(adapters), before)
+                raise KeyError
+            assert torch.equal(logits(adapters), before)
+            assert all(parameter.requires_grad for parameter in adapters.parameters("a").values())
+            assert not any(parameter.requires_grad for parameter in adapters.parameters("b").values())
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_only_an_active_adapter_that_trains_takes_gradients(adapters: AdapterSet, trains: bool) -> None:
+    with adapters.active("b", trains=trains):
+        wants = [name for name, parameter in adapters.model.named_parameters() if parameter.requires_grad]
+    assert len(wants) == (28 if trains else 0) and all(".b." in name for name in wants)
+    assert not any(parameter.requires_grad for parameter in adapters.model.parameters())
+
+
+def test_a_copy_has_the_same_weights_in_memory_of_its_own(adapters: AdapterSet, shake) -> None:
+    shake(adapters.parameters("a").values())
+    adapters.copy("a", "c")
+    pairs = list(zip(adapters.parameters("a").values(), adapters.parameters("c").values(), strict=True))
+    assert all(torch.equal(one, other) for one, other in pairs)
+    with adapters.active("a", trains=False):
+        original = logits(adapters)
+    with adapters.active("c", trains=False):
+        assert torch.equal(logits(adapters), original)
+    shake(adapters.parameters("c").values())
+    assert not any(torch.equal(one, other) for one, other in pairs)
+    with adapters.active("a", trains=False):
+        assert torch.equal(logits(adapters), original)
+
+
+def test_what_is_saved_is_loaded_again_exactly(adapters: AdapterSet, plain, tmp_path: Path, shake) -> None:
+    shake(adapters.parameters("b").values())
+    adapters.save("b", tmp_path / "one")
+    head = torch.randn(1, 32)
+    adapters.save("b", tmp_path / "two", head=head)
+    with adapters.active("b", trains=False):
+        wanted = logits(adapters)
+    fresh = AdapterSet(plain(Path(adapters.base_path)), adapters.base_path)
+    assert fresh.load("x", tmp_path / "one") is None
+    assert torch.equal(fresh.load("y", tmp_path / "two"), head)
+    for name in ("x", "y"):
+        with fresh.active(name, trains=False):
+            assert torch.equal(logits(fresh), wanted)
+
+
+def test_targets_that_do_not_exist_are_an_error(adapters: AdapterSet, plain, model_folder) -> None:
+    folder = model_folder("llama")
+    for other in (adapters, AdapterSet(plain(folder), str(folder))):
+        with pytest.raises(ConfigError, match=r"adapter.targets: .*c_attn"):
+            other.add("z", lora_config(LoraConfig(targets=("c_attn",))))
+
+
+def test_adapters_that_do_not_fit_are_refused(adapters: AdapterSet, policy_adapter: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(policy_adapter, tmp_path / "broken"))
+    tensors = load_file(broken / "adapter_model.safetensors")
+    key = next(iter(tensors))
+    save_file({k: v for k, v in tensors.items() if k != key}, broken / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match=r"0 tensors have no place, 1 are missing"):
+        adapters.load("p", broken)
+    save_file(tensors | {key.replace("layers.0", "layers.9"): tensors[key]}, broken / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match=r"does not fit its base .*1 tensors have no place"):
+        adapters.load("q", broken)
+    (broken / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"there is no adapter_model.safetensors"):
+        adapters.load("r", broken)
+    config = peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[], base_model_name_or_path="x")
+    config.save_pretrained(tmp_path / "ia3")
+    with pytest.raises(ModelError, match="IA3 adapter; roles on a shared base take LoRA"):
+        adapters.load("s", tmp_path / "ia3")
+
+
+def test_merge_equals_the_adapter(policy_adapter: Path, plain, tmp_path: Path) -> None:
+    base = json.loads((policy_adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    wanted = peft.PeftModel.from_pretrained(plain(Path(base)), policy_adapter)(IDS).logits
+    assert (wanted - plain(Path(base))(IDS).logits).abs().max() > 0.1
+    folder = merge(policy_adapter, tmp_path / "merged", torch.float32)
+    torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(folder)(IDS).logits, wanted, atol=1e-5, rtol=1e-5)
+    assert AutoTokenizer.from_pretrained(folder).eos_token == "<|endoftext|>"
+    assert "accord" not in (folder / "config.json").read_text()
+    half = AutoModelForCausalLM.from_pretrained(merge(policy_adapter, tmp_path / "half", torch.bfloat16))
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    torch.testing.assert_close(half(IDS).logits.float(), wanted, atol=0.3, rtol=0.05)
+
+
+def test_merge_of_a_reward_adapter_is_a_classifier(reward_adapter: Path, tmp_path: Path) -> None:
+    base = json.loads((reward_adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    classifier = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1).eval()
+    wanted = peft.PeftModel.from_pretrained(classifier, reward_adapter)(IDS).logits
+    merged = AutoModelForSequenceClassification.from_pretrained(merge(reward_adapter, tmp_path / "m", torch.float32))
+    torch.testing.assert_close(merged(IDS).logits, wanted, atol=1e-5, rtol=1e-5)
+    assert merged.config.num_labels == 1
+
+
+def test_a_whole_model_has_nothing_to_merge(model_folder, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="is a whole model, so there is nothing to merge"):
+        merge(model_folder("llama"), tmp_path / "m", torch.float32)

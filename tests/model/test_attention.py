@@ -1,0 +1,109 @@
+"""Segment attention: what it computes, and the calls that it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from accord.errors import ModelError
+from accord.model import attention
+from accord.model.attention import FLASH, SEGMENTS, choose_attention, packed_arguments, segment_attention
+
+LAYER = nn.Identity()
+
+
+def qkv(tokens: int, keys: int | None = None, rows: int = 1, key_heads: int = 2) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((4, tokens), (key_heads, keys or tokens), (key_heads, keys or tokens))
+    return tuple(torch.randn(rows, heads, length, 8, generator=generator) for heads, length in sizes)
+
+
+def by_hand(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    """softmax(q k^T / sqrt(D)) v with a mask written out; heads of a group share keys."""
+    group = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    scores = (query @ key.transpose(-1, -2)) / query.shape[-1] ** 0.5
+    return (scores.masked_fill(~allowed, -torch.inf).softmax(-1) @ value).transpose(1, 2)
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 5, 50])
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_each_segment_attends_to_its_own_past_within_the_window(window: int | None, key_heads: int) -> None:
+    query, key, value = qkv(12, key_heads=key_heads)
+    bounds = [0, 5, 6, 12]
+    got, weights = segment_attention(LAYER, query, key, value, None, segment_bounds=bounds, sliding_window=window)
+    segment = torch.tensor([0] * 5 + [1] + [2] * 6)
+    distance = torch.arange(12)[:, None] - torch.arange(12)[None, :]
+    allowed = (segment[:, None] == segment[None, :]) & (distance >= 0) & (distance < (window or 99))
+    assert weights is None
+    torch.testing.assert_close(got, by_hand(query, key, value, allowed), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 50])
+def test_decoding_sees_the_filled_columns_of_its_row_within_the_window(window: int | None) -> None:
+    query, key, value = qkv(1, keys=10, rows=3)
+    lengths = torch.tensor([10, 3, 6])
+    columns = torch.arange(10)
+    mask = (columns < lengths[:, None])[:, None, None, :]
+    got, _ = segment_attention(LAYER, query, key, value, mask, sliding_window=window)
+    allowed = mask & (columns >= lengths[:, None, None, None] - (window or 99))
+    torch.testing.assert_close(got, by_hand(query, key, value, allowed), atol=1e-6, rtol=1e-5)
+
+
+def test_scaling_is_used() -> None:
+    query, key, value = qkv(4)
+    got, _ = segment_attention(LAYER, query, key, value, None, scaling=0.5, segment_bounds=[0, 4])
+    same, _ = segment_attention(LAYER, query * 0.5 * 8**0.5, key, value, None, segment_bounds=[0, 4])
+    torch.testing.assert_close(got, same)
+
+
+def test_one_whole_sequence_needs_no_bounds() -> None:
+    query, key, value = qkv(7)
+    got, _ = segment_attention(LAYER, query, key, value, None, sliding_window=3)
+    same, _ = segment_attention(LAYER, query, key, value, None, sliding_window=3, segment_bounds=[0, 7])
+    assert torch.equal(got, same)
+
+
+def test_calls_that_would_see_padding_are_refused() -> None:
+    with pytest.raises(ValueError, match="does not see padding"):
+        segment_attention(LAYER, *qkv(5, rows=2), None)
+    with pytest.raises(ValueError, match="needs a 4-d attention mask"):
+        segment_attention(LAYER, *qkv(1, keys=5), None)
+
+
+def test_a_padded_batch_through_a_whole_model_is_refused(family, model_folder, make_roles) -> None:
+    roles = make_roles(model_folder(family))
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    with pytest.raises(ValueError, match="does not see padding"):
+        roles.model(input_ids=torch.full((2, 4), 5), attention_mask=mask, use_cache=False)
+
+
+def test_attention_that_is_not_computed_here_is_refused() -> None:
+    with pytest.raises(ModelError, match="Identity has soft-capped attention scores"):
+        segment_attention(LAYER, *qkv(3), None, segment_bounds=[0, 3], softcap=50.0)
+    with pytest.raises(ModelError, match="Identity has attention sinks"):
+        segment_attention(LAYER, *qkv(3), None, segment_bounds=[0, 3], s_aux=torch.zeros(4))
+
+
+def test_packed_arguments_carry_neither_mask_nor_cache(batch) -> None:
+    arguments = packed_arguments(batch)
+    assert arguments["use_cache"] is False and "attention_mask" not in arguments
+    assert arguments["segment_bounds"] == batch.cu_seqlens.tolist()
+    assert arguments["max_length_q"] == arguments["max_length_k"] == 17
+    assert torch.equal(arguments["position_ids"][0], batch.position_ids_T)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "installed", "chosen"),
+    [
+        ("cpu", torch.bfloat16, True, SEGMENTS),
+        ("cuda", torch.bfloat16, True, FLASH),
+        ("cuda", torch.float16, True, FLASH),
+        ("cuda", torch.float32, True, SEGMENTS),
+        ("cuda", torch.bfloat16, False, SEGMENTS),
+    ],
+)
+def test_choose_attention(monkeypatch, device: str, dtype: torch.dtype, installed: bool, chosen: str) -> None:
+    monkeypatch.setattr(attention, "is_flash_attn_2_available", lambda: installed)
+    assert choose_attention(torch.device(device), dtype) == chosen
