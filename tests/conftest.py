@@ -59,9 +59,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def model_folder(
-    tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
+def model_folder(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """`model_folder("llama")`: the folder of a tiny random model of that family. Read it, do not write to it."""
     root = tmp_path_factory.mktemp("models")
 

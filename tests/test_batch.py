@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def unpack(batch: TokenBatch) -> list[dict[str, Any]]:
     """Each sequence as plain lists, by slicing from bound to bound."""
     bounds = batch.cu_seqlens.tolist()
     result = []
-    for n, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for n, (start, end) in enumerate(pairwise(bounds)):
         row: dict[str, Any] = {}
         for field in dataclasses.fields(batch):
             stream = getattr(batch, field.name)

@@ -29,20 +29,20 @@ from accord.types import Example, LabelledResponse, Message, PreferencePair, Pro
 if TYPE_CHECKING:
     from accord.config import PPORecipe, RewardRecipe, SFTRecipe
     from accord.model.adapters import merge
+    from accord.recipes import train
     from accord.recipes.generate import generate
-    from accord.recipes.run import train
     from accord.recipes.session import PPO
-    from accord.train.run import Run
+    from accord.training.run import Run
 
 _LAZY = {
     "PPO": "accord.recipes.session",
     "PPORecipe": "accord.config",
     "RewardRecipe": "accord.config",
-    "Run": "accord.train.run",
+    "Run": "accord.training.run",
     "SFTRecipe": "accord.config",
     "generate": "accord.recipes.generate",
     "merge": "accord.model.adapters",
-    "train": "accord.recipes.run",
+    "train": "accord.recipes",
 }
 
 __all__ = [
@@ -75,7 +75,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'accord' has no attribute {name!r}")
-    # `accord.train` is also a package; importing it sets that name, so the function is put back in its place.
     value = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
     return value
 

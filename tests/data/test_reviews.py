@@ -15,6 +15,7 @@ from accord.data.reviews import (
     PAIR_GAP,
     VERDICT_FLIP,
     is_held_out,
+    log_odds_positive,
     probability_positive,
     well_formed,
     write_corpus,
@@ -165,7 +166,7 @@ def test_an_opening_names_the_genre_of_the_prompt() -> None:
 
 
 def test_pairs_prefer_the_truly_better_review_but_for_noise() -> None:
-    gaps = [probability_positive(p.chosen) - probability_positive(p.rejected) for p in write_pairs(2000, 0)]
+    gaps = [log_odds_positive(p.chosen) - log_odds_positive(p.rejected) for p in write_pairs(2000, 0)]
     assert all(abs(gap) >= PAIR_GAP for gap in gaps)
     assert sum(gap < 0 for gap in gaps) / len(gaps) == pytest.approx(0.05, abs=0.02)
     assert all(

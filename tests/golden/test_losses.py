@@ -1,7 +1,7 @@
 """Ten steps of gradient descent on fixed inputs, as they were when the losses were proved.
 
-A change here is a change of what runs learn. If it is meant: `python tests/golden/test_losses.py` writes the file anew, and
-the reason goes into docs/LOG.md. Inputs come from sines and not from a random generator, so they are the same everywhere.
+A change here is a change of what runs learn. If it is meant: `python tests/golden/test_losses.py` writes the file anew,
+and the reason goes into docs/LOG.md. Inputs come from sines, not from a random generator: they are the same everywhere.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def logprobs(weight_VH: Tensor) -> tuple[Tensor, Tensor]:
 
 
 OLD_T = logprobs(WEIGHT_VH)[0]
-REF_T = OLD_T + wave(T, pitch=1.9, height=0.4)
+REF_T = OLD_T + wave(T, pitch=1.9, height=2.0)
 
 
 def policy(weight_VH: Tensor) -> Tensor:
@@ -94,8 +94,8 @@ RUNS: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, float]] = {
     "sft": (lambda w: sft(logprobs_T=logprobs(w)[0], mask_T=MASK_T, tokens=TOKENS)[0], WEIGHT_VH, 0.5),
     "ppo_policy": (policy, WEIGHT_VH, 0.2),
     "ppo_value": (value, wave(T, pitch=0.9) + 0.1, 1.0),
-    "kl_k2": (kl("k2"), WEIGHT_VH, 0.2),
-    "kl_k3": (kl("k3"), WEIGHT_VH, 0.2),
+    "kl_k2": (kl("k2"), WEIGHT_VH, 0.05),
+    "kl_k3": (kl("k3"), WEIGHT_VH, 0.05),
     "bradley_terry": (reward, wave(2, 5, pitch=1.7), 1.0),
 }
 """Name -> loss of the parameters, their start, the learning rate."""
@@ -114,7 +114,7 @@ def descend(name: str) -> list[float]:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_ten_steps_are_as_they_were(name):
-    assert descend(name) == pytest.approx(json.loads(FILE.read_text())[name], rel=1e-6, abs=1e-8)
+    assert descend(name) == pytest.approx(json.loads(FILE.read_text())[name], rel=1e-6)
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -1,4 +1,4 @@
-"""Invariant 3: any split of a step into micro-batches or ranks gives the loss, the gradient and the metrics of the whole."""
+"""Invariant 3: any split of a step into micro-batches or ranks gives loss, gradient and metrics of the whole."""
 
 from __future__ import annotations
 

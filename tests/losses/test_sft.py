@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from accord.losses import sft
 
@@ -53,11 +54,15 @@ def test_gradient_is_minus_weight_over_tokens(ragged):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_masked_tokens_change_nothing(ragged, garbage, weighted):
     clean = {"logprobs_T": ragged.logprobs(), **({"weights_T": ragged.normal().abs()} if weighted else {})}
-    results = []
-    for streams in (clean, {name: stream.masked_fill(~ragged.mask, garbage) for name, stream in clean.items()}):
+
+    def run(streams: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         leaf = streams["logprobs_T"].clone().requires_grad_()
         loss, _ = sft(**(streams | {"logprobs_T": leaf}), mask_T=ragged.mask, tokens=ragged.count)
         loss.backward()
-        results.append((loss, leaf.grad))
-    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
-    assert bool((results[1][1][~ragged.mask] == 0).all())
+        return loss, leaf.grad
+
+    loss, gradient = run(clean)
+    for dirty in (clean.keys(), *([key] for key in clean)):
+        loss_with, gradient_with = run(clean | {key: clean[key].masked_fill(~ragged.mask, garbage) for key in dirty})
+        assert torch.equal(loss, loss_with) and torch.equal(gradient, gradient_with)
+        assert bool((gradient_with[~ragged.mask] == 0).all())

@@ -82,7 +82,9 @@ def reward_adapter(
 
 
 @pytest.fixture(scope="session")
-def reward_model(model_folder: Callable[[str], Path], make_roles: Callable[..., Roles], shake, tmp_path_factory) -> Path:
+def reward_model(
+    model_folder: Callable[[str], Path], make_roles: Callable[..., Roles], shake, tmp_path_factory
+) -> Path:
     """A trained reward model, all weights of it."""
     roles = make_roles(model_folder("llama"))
     roles.add_scorer()

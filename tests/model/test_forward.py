@@ -73,7 +73,9 @@ def test_packed_gradients_equal_plain_transformers(
     ours = dict(roles.model.named_parameters())
     for name, parameter in model.named_parameters():
         scale = float(parameter.grad.abs().max())
-        torch.testing.assert_close(ours[name].grad, parameter.grad, atol=2e-5 * scale, rtol=1e-4, msg=lambda m, n=name: n + m)
+        torch.testing.assert_close(
+            ours[name].grad, parameter.grad, atol=2e-5 * scale, rtol=1e-4, msg=lambda m, n=name: n + m
+        )
 
 
 def test_changing_one_sequence_changes_nothing_in_the_others_exactly(

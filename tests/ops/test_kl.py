@@ -79,7 +79,8 @@ def test_gradient_of_k1_is_0_on_average(seed):
 
 @pytest.mark.parametrize("seed", range(10))
 def test_gradient_of_k3_is_that_of_the_kl_the_other_way_round(seed):
-    # E_p[(1 - q/p) grad log p] = -sum q grad log p, the gradient of KL(q || p); the same as that of KL(p || q) near p = q.
+    # E_p[(1 - q/p) grad log p] = -sum q grad log p, the gradient of KL(q || p);
+    # near p = q it is that of KL(p || q) too.
     logits, log_q = distributions(seed)
     (other_way,) = torch.autograd.grad((log_q.exp() * (log_q - logits.log_softmax(0))).sum(), logits)
     torch.testing.assert_close(expected_gradient(logits, log_q, "k3"), other_way, rtol=1e-11, atol=1e-14)

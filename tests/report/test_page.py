@@ -14,7 +14,7 @@ from accord.report import write_report
 from accord.report.panels import PANELS
 from accord.report.read import read_run
 from accord.report.verdict import verdict
-from accord.train.metrics import METRICS
+from accord.training.metrics import METRICS
 from report.synthetic import make_run, write_rollouts, write_rows
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}

@@ -34,8 +34,9 @@ VERDICT_NEUTRAL: Final = 0.1
 """ν of a verdict."""
 VERDICT_FLIP: Final = 0.05
 """φ of a verdict: it seldom contradicts the critic."""
-PAIR_GAP: Final = 0.2
-"""Two reviews whose posteriors are closer than this are no pair: nobody could say which is better."""
+PAIR_GAP: Final = 1.0
+"""Two reviews whose log odds of being positive are closer than this are no pair: nobody could say which is better. One clause
+about an aspect counts log 4 = 1.39, so pairs differ by a clause at least, at the ends of the scale as in its middle."""
 
 _SLOT: Final = re.compile(r"<([^<>]+)>")
 _PROMPT: Final = re.compile(
@@ -124,7 +125,7 @@ def write_pairs(n: int, seed: int, noise: float = 0.05) -> list[PreferencePair]:
     while len(pairs) < n:
         prompt = write_prompt(rng)
         one, other = (write_review(rng, prompt=prompt).text for _ in range(2))
-        gap = probability_positive(one) - probability_positive(other)
+        gap = log_odds_positive(one) - log_odds_positive(other)
         if abs(gap) >= PAIR_GAP:
             better, worse = (one, other) if (gap > 0) != (rng.random() < noise) else (other, one)
             pairs.append(PreferencePair(prompt, f" {better}", f" {worse}"))
@@ -138,16 +139,21 @@ def write_prompts(n: int, seed: int, *, held_out: bool = False) -> list[Prompt]:
 
 
 def probability_positive(text: str) -> float:
-    """Exact posterior that a text (with or without its prompt) was written by a critic who liked the film.
+    """Exact posterior that a text (with or without its prompt) was written by a critic who liked the film: σ(log odds)."""
+    return 1.0 / (1.0 + math.exp(-log_odds_positive(text)))
 
-        P(positive | text) = σ( Σ ± log((1 − φ) / φ) )
+
+def log_odds_positive(text: str) -> float:
+    """Logarithm of the posterior odds that a text was written by a critic who liked the film.
+
+        log P(positive | text) / P(negative | text) = Σ ± log((1 − φ) / φ)
 
     over the distinct evaluative phrases of its well-formed sentences, + for praise and − for blame; φ is 0.05 in a
-    verdict and 0.2 elsewhere. 0.5 when there are none. Letter case is ignored, and the longest phrase wins ("not
+    verdict and 0.2 elsewhere. 0 when there are none. Letter case is ignored, and the longest phrase wins ("not
     recommend it to anyone" is no recommendation).
 
     The grammar never says a phrase twice in a text, so a repetition is no evidence; nor is a sentence that it cannot
-    have written, for that has probability 0 under both sentiments. Babble that piles up praise therefore earns 0.5.
+    have written, for that has probability 0 under both sentiments. Babble that piles up praise therefore earns 0.
     """
     phrases, evidence = _phrases(), _evidence()
     said = {
@@ -156,7 +162,7 @@ def probability_positive(text: str) -> float:
         if _well_formed_sentence(sentence)
         for phrase in phrases.findall(sentence)
     }
-    return 1.0 / (1.0 + math.exp(-math.fsum(evidence[phrase] for phrase in said)))
+    return math.fsum(evidence[phrase] for phrase in said)
 
 
 def well_formed(text: str) -> float:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from accord.config import Recipe
+from accord.config import RECIPES, Recipe, load
+from accord.config import build as build_recipe
+from accord.errors import ConfigError
 from accord.recipes import ppo, reward, sft
-from accord.train.loop import Parts, run_loop
-from accord.train.run import Run, RunDirectory
+from accord.training.loop import Parts, run_loop
+from accord.training.run import Run, RunDirectory
 
 BUILDERS: dict[str, Callable[[Any], Parts]] = {"sft": sft.build, "reward": reward.build, "ppo": ppo.build}
 """Training command -> its builder."""
 
 
-def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Run:
+def train(recipe: Recipe | Mapping[str, Any] | str | Path, *, resume: bool = False, quiet: bool = False) -> Run:
     """Run a recipe to its end.
 
     Args:
-        recipe: of any kind; `config.build` makes and checks one.
+        recipe: a recipe, the same as nested dicts, or the path of a YAML file; the latter two name their kind in
+            `algorithm.type`.
         resume: go on from the newest checkpoint in `recipe.output`.
         quiet: print nothing.
 
@@ -28,12 +32,22 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Run:
     Raises:
         AccordError: anything that a person can mend. The output directory is checked before a model is loaded.
     """
+    recipe = recipe if isinstance(recipe, Recipe) else _read(recipe)
     directory = RunDirectory(recipe, resume)
     try:
         parts = BUILDERS[recipe.algorithm.type](recipe)
         return run_loop(parts, directory, resume=resume, quiet=quiet)
     finally:
         directory.close()
+
+
+def _read(config: Mapping[str, Any] | str | Path) -> Recipe:
+    layer = load(config) if isinstance(config, (str, Path)) else dict(config)
+    algorithm = layer.get("algorithm")
+    kind = algorithm.get("type") if isinstance(algorithm, Mapping) else None
+    if kind not in RECIPES:
+        raise ConfigError(f"algorithm.type says which recipe this is: one of {', '.join(RECIPES)} (given: {kind!r})")
+    return build_recipe(RECIPES[kind], layer)
 
 
 __all__ = ["BUILDERS", "train"]

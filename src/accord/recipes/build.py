@@ -14,8 +14,8 @@ from accord.data import Encoded, Encoder, Loaded, read_records, set_chat_templat
 from accord.errors import ConfigError
 from accord.model.device import choose_device
 from accord.model.roles import Roles
-from accord.train.parallel import Ranks
-from accord.train.stream import Stream
+from accord.training.parallel import Ranks
+from accord.training.stream import Stream
 from accord.types import Record
 
 T = TypeVar("T")

@@ -21,10 +21,10 @@ from accord.rewards.function import load_function
 from accord.rollout.collect import Collector
 from accord.rollout.native import NativeEngine
 from accord.rollout.protocol import Sampling
-from accord.train.learner import Learner
-from accord.train.loop import Parts
-from accord.train.sources import Rollouts
-from accord.train.stream import Stream
+from accord.training.learner import Learner
+from accord.training.loop import Parts
+from accord.training.sources import Rollouts
+from accord.training.stream import Stream
 from accord.types import Prompt
 
 

@@ -18,8 +18,8 @@ from accord.recipes.ppo import add_roles, make_algorithm, make_sampling
 from accord.rewards.protocol import checked_scores, describe
 from accord.rollout.collect import Collector
 from accord.rollout.native import NativeEngine
-from accord.train.learner import Learner
-from accord.train.loop import learn, seed_everything
+from accord.training.learner import Learner
+from accord.training.loop import learn, seed_everything
 from accord.types import Rollout, Text
 
 UNREAD = {"data": {"path": "(session)"}, "output": "(session)"}

@@ -10,10 +10,10 @@ from accord.data import Encoded, Loaded, TokenSequence, encode_examples
 from accord.model.export import save_policy
 from accord.model.scorer import Scorer
 from accord.recipes.build import example_stream, load_split, model_facts, start
-from accord.train.evaluate import evaluate
-from accord.train.learner import Learner
-from accord.train.loop import Parts
-from accord.train.sources import Examples
+from accord.training.evaluate import evaluate
+from accord.training.learner import Learner
+from accord.training.loop import Parts
+from accord.training.sources import Examples
 from accord.types import Example
 
 

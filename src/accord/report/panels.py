@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from accord.report.charts import Rule, Series, line_chart
 from accord.report.read import RunData, mean, shown
 from accord.report.verdict import kl_target
-from accord.train.metrics import PATTERN, Metric, describe
+from accord.training.metrics import PATTERN, Metric, describe
 
 TAIL = 0.1
 """Share of the run, at its end, that is judged against the healthy range."""

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from accord.errors import RunError
-from accord.train.metrics import number
+from accord.training.metrics import number
 
 Points = list[tuple[float, float | None]]
 """(iteration, value) of one metric; None where the value was not finite."""

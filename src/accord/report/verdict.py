@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from accord.report.read import RunData, mean, shown
-from accord.train.metrics import duration
+from accord.training.metrics import duration
 
 WINDOW = 10
 """Rows at most that are averaged for "at the start" and "at the end"."""

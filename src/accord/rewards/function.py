@@ -111,7 +111,7 @@ def _load_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:  # the file is the user's; say where it fails
         raise ConfigError(
-            f"{path} cannot be imported: {type(error).__name__}: {error}\n  at {_place(error, str(path))}"
+            f"{path} cannot be imported: {type(error).__name__}: {error}\n  at {_place(error, spec.origin)}"
         ) from error
     return module
 

@@ -14,8 +14,8 @@ from accord.config import TrainConfig
 from accord.errors import TrainingError
 from accord.model.forward import forward
 from accord.model.roles import Roles
-from accord.train.optim import learning_rate, make_optimizer
-from accord.train.parallel import Ranks
+from accord.training.optim import learning_rate, make_optimizer
+from accord.training.parallel import Ranks
 
 
 class Learner:

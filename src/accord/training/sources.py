@@ -12,9 +12,9 @@ from accord.batch import TokenBatch
 from accord.data import EncodedPrompt
 from accord.ops.masking import sum_per_sequence
 from accord.rollout.collect import Collector
-from accord.train.console import Console
-from accord.train.parallel import Ranks
-from accord.train.stream import Stream
+from accord.training.console import Console
+from accord.training.parallel import Ranks
+from accord.training.stream import Stream
 from accord.types import Rollout
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from rich.console import Console as Screen
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from accord.train.metrics import duration, number
+from accord.training.metrics import duration, number
 
 HEADER_EVERY = 20
 """Lines between repetitions of the column names."""

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from accord.errors import AccordWarning, ConfigError, RunError
-from accord.train import sinks
-from accord.train.sinks import JsonlSink, Tracker, open_sinks
+from accord.training import sinks
+from accord.training.sinks import JsonlSink, Tracker, open_sinks
 
 
 def rows(path: Path) -> list[dict]:

@@ -8,8 +8,8 @@ import pty
 
 import pytest
 
-from accord.train.console import COLUMNS, HEADER_EVERY, Console
-from accord.train.metrics import METRICS
+from accord.training.console import COLUMNS, HEADER_EVERY, Console
+from accord.training.metrics import METRICS
 
 PPO = {"env/reward_mean": -0.1234, "objective/kl": 1.5, "objective/entropy": 2.25, "ppo/policy/clipfrac": 0.05,
        "sampling/length_mean": 61.2, "tokens/per_second": 1234.5, "time/iteration": 4.2}  # fmt: skip

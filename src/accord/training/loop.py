@@ -24,12 +24,12 @@ from accord.errors import AccordWarning, RunError
 from accord.model.scorer import Scorer
 from accord.report import write_report
 from accord.rollout.protocol import Engine
-from accord.train.console import Console
-from accord.train.evaluate import with_perplexity
-from accord.train.learner import Learner
-from accord.train.run import Run, RunDirectory
-from accord.train.sinks import METRICS_FILE, Sink, open_sinks
-from accord.train.state import read_newest, write_checkpoint
+from accord.training.console import Console
+from accord.training.evaluate import with_perplexity
+from accord.training.learner import Learner
+from accord.training.run import Run, RunDirectory
+from accord.training.sinks import METRICS_FILE, Sink, open_sinks
+from accord.training.state import read_newest, write_checkpoint
 
 
 class Source(Protocol):

@@ -2,7 +2,7 @@
 
 One table, read by people (`docs/metrics.md` is generated from it), by the report and by the doctor:
 
-    python -m accord.train.metrics > docs/metrics.md
+    python -m accord.training.metrics > docs/metrics.md
 
 Names are those of the field (classic TRL and its descendants). All values are floats, one per iteration.
 """
@@ -271,7 +271,7 @@ def write_markdown() -> str:
     lines = [
         "# Metrics",
         "",
-        "<!-- Generated: python -m accord.train.metrics > docs/metrics.md -->",
+        "<!-- Generated: python -m accord.training.metrics > docs/metrics.md -->",
         "",
         "Each iteration adds one row to `metrics.jsonl` in the run directory: a JSON object with these names. A value",
         "that is not finite is written as `null`. The report (`report.html`) draws them; trackers in `train.sinks`",

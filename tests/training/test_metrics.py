@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from accord.train.metrics import GROUPS, METRICS, PATTERN, describe, duration, number, write_markdown
+from accord.training.metrics import GROUPS, METRICS, PATTERN, describe, duration, number, write_markdown
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 
 def test_page_is_generated_from_table() -> None:
-    assert PAGE.read_text(encoding="utf-8") == write_markdown(), "run: python -m accord.train.metrics > docs/metrics.md"
+    assert PAGE.read_text(encoding="utf-8") == write_markdown(), (
+        "run: python -m accord.training.metrics > docs/metrics.md"
+    )
 
 
 def test_no_name_occurs_twice() -> None:

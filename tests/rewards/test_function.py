@@ -1,0 +1,179 @@
+"""Python functions as rewards: how they are called, and what is said when they fail."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from functools import wraps
+from pathlib import Path
+
+import pytest
+
+from accord.errors import ConfigError, RewardError
+from accord.rewards import FunctionReward
+from accord.rewards.function import load_function
+
+
+def length(prompts, responses):
+    return [float(len(response)) for response in responses]
+
+
+def test_a_function_that_names_no_columns_gets_none(rollouts) -> None:
+    assert FunctionReward(length, "length").score(rollouts) == [1.0, 4.0, 1.0]
+
+
+def test_a_function_gets_the_columns_that_it_names(rollouts) -> None:
+    def correct(prompts, responses, answer):
+        assert prompts == ["2+2=", "3+3=", "1+1="] and answer == ["4", "6", None]
+        return [None if a is None else float(r == a) for r, a in zip(responses, answer, strict=True)]
+
+    assert FunctionReward(correct, "correct").score(rollouts) == [1.0, 0.0, None]
+
+
+def test_a_function_of_any_columns_gets_all(rollouts) -> None:
+    seen = {}
+
+    def anything(prompts, responses, **columns):
+        seen.update(columns)
+        return [0.0] * 3
+
+    FunctionReward(anything, "anything").score(rollouts)
+    assert seen == {"answer": ["4", "6", None], "level": [1, None, 3]}
+
+
+def test_a_column_without_data_falls_to_its_default(rollouts) -> None:
+    def optional(prompts, responses, other=2.0):
+        return [other] * len(responses)
+
+    assert FunctionReward(optional, "optional").score(rollouts) == [2.0] * 3
+
+    def required(prompts, responses, other):
+        return []
+
+    with pytest.raises(RewardError, match="missing 1 required positional argument: 'other'"):
+        FunctionReward(required, "required").score(rollouts)
+
+
+def test_an_async_function_is_awaited_also_inside_a_running_loop(rollouts) -> None:
+    async def slow(prompts, responses):
+        values = await asyncio.gather(*(asyncio.sleep(0.001, float(len(r))) for r in responses))
+        return list(values)
+
+    reward = FunctionReward(slow, "slow")
+    assert reward.score(rollouts) == [1.0, 4.0, 1.0]
+
+    async def notebook():
+        return reward.score(rollouts)
+
+    assert asyncio.run(notebook()) == [1.0, 4.0, 1.0]
+
+    async def broken(prompts, responses):
+        await asyncio.sleep(0)
+        raise KeyError("lost")
+
+    async def notebook_of_broken():
+        return FunctionReward(broken, "broken").score(rollouts)
+
+    for call in (lambda: FunctionReward(broken, "broken").score(rollouts), lambda: asyncio.run(notebook_of_broken())):
+        with pytest.raises(RewardError, match=r"reward broken raised KeyError: 'lost'\n  at .*test_function.py:\d+"):
+            call()
+
+
+def line_of(text: str) -> int:
+    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
+    return next(n for n, line in enumerate(lines, 1) if line.strip() == text)
+
+
+def test_a_function_that_raises_is_named_with_its_line_and_a_sample(rollouts) -> None:
+    def broken(prompts, responses):
+        raise ZeroDivisionError("oops")
+
+    with pytest.raises(RewardError) as caught:
+        FunctionReward(broken, "broken").score(rollouts)
+    line = line_of('raise ZeroDivisionError("oops")')
+    assert str(caught.value) == (
+        f"reward broken raised ZeroDivisionError: oops\n  at {__file__}:{line}\n"
+        "  on 3 responses, the first: sample 0 (prompt '2+2=', response '4')"
+    )
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_the_line_is_the_user_s_and_not_a_library_s(rollouts) -> None:
+    def reads(prompts, responses):
+        return [json.loads(response + "}")["score"] for response in responses]
+
+    @wraps(reads)
+    def wrapped(*args, **kwargs):
+        return reads(*args, **kwargs)
+
+    line = line_of('return [json.loads(response + "}")["score"] for response in responses]')
+    for function in (reads, wrapped):
+        with pytest.raises(RewardError, match=f"test_function.py:{line}\n"):
+            FunctionReward(function, "reads").score(rollouts)
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ([1.0, 2.0], "returned 2 scores for 3 responses"),
+        ([1.0, float("nan"), 2.0], "gave nan for sample 1"),
+        ([1.0, 2.0, "3"], "gave '3' for sample 2"),
+        (0.5, "returned a float"),
+        (None, "returned a NoneType"),
+    ],
+)
+def test_what_a_function_returns_is_checked(returned, said: str, rollouts) -> None:
+    with pytest.raises(RewardError, match=f"reward r {said}"):
+        FunctionReward(lambda prompts, responses: returned, "r").score(rollouts)
+
+
+def test_a_function_that_cannot_be_called_with_the_keywords_is_refused_before_the_run() -> None:
+    with pytest.raises(ConfigError, match=r"reward r takes \(texts\), but it is called with the keywords"):
+        FunctionReward(lambda texts: texts, "r")
+    FunctionReward(lambda **everything: [], "r")
+
+
+# --- loading -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_function_of_a_file_is_loaded(tmp_path: Path, monkeypatch, rollouts) -> None:
+    file = tmp_path / "rewards.py"
+    file.write_text("def brevity(prompts, responses):\n    return [-float(len(r)) for r in responses]\n")
+    assert FunctionReward(load_function(f"{file}:brevity"), "b").score(rollouts) == [-1.0, -4.0, -1.0]
+    monkeypatch.chdir(tmp_path)
+    assert load_function("rewards.py:brevity")([], ["ab"]) == [-2.0]
+
+
+def test_a_function_of_a_module_is_loaded() -> None:
+    assert load_function("os.path:join") is __import__("os").path.join
+
+
+def test_what_cannot_be_loaded_says_why(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=rf"file nowhere.py does not exist \(looked in {tmp_path}\)"):
+        load_function("nowhere.py:f")
+    Path("some.py").write_text("import json\nlimit = 3\ndef brevity(): ...\ndef accuracy(): ...\ndef _hidden(): ...\n")
+    for name in ("brevty", "limit", "nothing"):
+        with pytest.raises(ConfigError, match=f"some.py has no function '{name}'; it has: accuracy, brevity$"):
+            load_function(f"some.py:{name}")
+    Path("empty.py").write_text("")
+    with pytest.raises(ConfigError, match="it has: no functions"):
+        load_function("empty.py:f")
+    Path("broken.py").write_text("x = 1\ny = x / 0\n")
+    with pytest.raises(ConfigError, match=r"broken.py cannot be imported: ZeroDivisionError.*\n  at .*/broken.py:2$"):
+        load_function("broken.py:f")
+    with pytest.raises(
+        ConfigError, match=r"module 'broken' cannot be imported: ZeroDivisionError.*\n  at .*broken.py:2$"
+    ):
+        load_function("broken:f")
+    Path("reads.py").write_text("import json\n\nlimits = json.loads('{')\n")
+    with pytest.raises(ConfigError, match=r"\n  at .*/reads.py:3$"):
+        load_function("reads.py:f")
+    Path("syntax.py").write_text("def f(:\n")
+    with pytest.raises(ConfigError, match=r"syntax\.py cannot be imported: SyntaxError"):
+        load_function("syntax.py:f")
+    with pytest.raises(ConfigError, match=r"reward module 'no\.such\.module' cannot be imported"):
+        load_function("no.such.module:f")
+    with pytest.raises(ConfigError, match=r"json has no function 'lods'; it has: .*loads"):
+        load_function("json:lods")
