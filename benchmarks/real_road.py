@@ -4,8 +4,8 @@ toward positive film reviews with a sentiment lexicon as the reward.
     python benchmarks/real_road.py MODEL DATA OUTPUT
 
 MODEL: folder of SmolLM2-135M-Instruct; DATA: folder with `hh_rlhf_harmless/` and `movie_reviews/`; OUTPUT: folder of the runs.
-Needs `pip install vaderSentiment==3.3.2`. Each stage is an `accord` command in a process of its own, so its seconds and peak memory
-are its own. Writes results/real_road.json and results/real_road.md beside this file.
+Needs `pip install vaderSentiment==3.3.2`. Each stage is an `accord` command in a process of its own, so its seconds and peak
+memory are its own. Writes results/real_road.json and results/real_road.md beside this file.
 """
 
 from __future__ import annotations

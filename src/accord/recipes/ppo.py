@@ -23,6 +23,7 @@ from accord.rollout.native import NativeEngine
 from accord.rollout.protocol import Sampling
 from accord.training.learner import Learner
 from accord.training.loop import Parts
+from accord.training.parallel import Ranks
 from accord.training.sources import Rollouts
 from accord.training.stream import Stream
 from accord.types import Prompt
@@ -40,6 +41,7 @@ def build(recipe: PPORecipe) -> Parts:
         term.label: load_function(term.function) for term in recipe.reward if term.function
     }  # before any weights
     roles, encoder, ranks = start(recipe)
+    _check_ranks(recipe, ranks)
     scorer = add_roles(recipe, roles)
     rewards = MixedReward([(_reward(term, functions, scorer), term.weight) for term in recipe.reward])
 
@@ -69,6 +71,17 @@ def build(recipe: PPORecipe) -> Parts:
         facts=model_facts(recipe, roles, learner.weights) | split.facts | _facts(recipe, rewards),
         next_steps=[("try it", f'accord generate {recipe.output}/model --prompt "..."')],
     )
+
+
+def _check_ranks(recipe: PPORecipe, ranks: Ranks) -> None:
+    """Every rank must have prompts for every minibatch, or it would wait for a step that the others never take."""
+    prompts = recipe.train.batch_size // recipe.rollout.samples
+    share = recipe.train.batch_size // ranks.size
+    if prompts % ranks.size or share < recipe.algorithm.minibatches:
+        raise ConfigError(
+            f"{prompts} prompts an iteration (train.batch_size / rollout.samples) over {ranks.size} ranks: each rank needs "
+            f"the same number, and at least {recipe.algorithm.minibatches} responses (algorithm.minibatches)"
+        )
 
 
 def add_roles(recipe: PPORecipe, roles: Roles) -> Scorer:

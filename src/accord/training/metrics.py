@@ -80,8 +80,8 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           "Spikes: lower the learning rate, look for odd rows. 0: nothing is learnt; check target tokens and adapter."),
         M("optim/grad_norm_critic", "The same of the critic's own weights, which are clipped by themselves.",
           "Large at first, falling as the critic learns.", "Stays large: scale, normalise or clip the scores."),
-        M("optim/steps_taken", "Share of the iteration's steps that were taken; see `ppo/steps_skipped`.",
-          "1.", "Below 1: lower the learning rate."),
+        M("optim/steps_taken", "Optimiser steps taken in the iteration; see `ppo/steps_skipped`.",
+          "All of them.", "Fewer: the ratio guard skips steps; lower the learning rate."),
     ),
     "Held-out rows (sft, reward)": (
         M("eval/loss", "The training loss on held-out rows.",
