@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from accord.algorithms import PPO, Denominators
+from accord.algorithms.rollouts import shape_scores
 from accord.batch import TokenBatch
 from accord.config import KLConfig, PPOConfig
 from accord.model.forward import Outputs
@@ -178,7 +179,7 @@ def shape(algorithm: PPO, scores: Sequence[float], finished: Sequence[str] | Non
     batch = TokenBatch.from_sequences(
         [[1, 2]] * len(scores), [[False, True]] * len(scores), scores_N=torch.tensor(scores)
     )
-    return algorithm.shape_scores(batch, rollouts).tolist()
+    return shape_scores(batch, rollouts, algorithm.config, algorithm.reward_moments).tolist()
 
 
 def test_scores_pass_untouched_by_default():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from accord.algorithms.base import Denominators, Metrics, RoleUpdate
-from accord.algorithms.rollouts import rollout_batch, rollout_metrics
+from accord.algorithms.rollouts import rollout_batch, rollout_metrics, shape_scores
 from accord.batch import TokenBatch
 from accord.config import PPOConfig
 from accord.losses import kl_penalty, ppo_policy, ppo_value
@@ -58,12 +58,14 @@ class PPO:
         batch = rollout_batch(items)
         full = ("full_kl_T",) if self.config.kl.estimator == "full" else ()
         streams = scorer.score(batch, ("old_logprobs_T", "ref_logprobs_T", "values_T", *full))
-        full_kl_T = streams.pop("full_kl_T", None)
+        kl_T = streams.pop("full_kl_T", None)
         batch = batch.with_streams(**streams)
         metrics = rollout_metrics(batch, items, self.sum_over_ranks)
-        kl_T = self._kl(batch, full_kl_T)
+        assert batch.old_logprobs_T is not None and batch.ref_logprobs_T is not None
+        if kl_T is None:
+            kl_T = kl_per_token(batch.old_logprobs_T, batch.ref_logprobs_T, self.config.kl.estimator)
         penalty_T = -self.controller.coef * kl_T if self.config.kl.use == "reward" else torch.zeros_like(kl_T)
-        scores_N = self.shape_scores(batch, items)
+        scores_N = shape_scores(batch, items, self.config, self.reward_moments, self.sum_over_ranks)
         rewards_T = penalty_T.index_add(0, last_targets(batch), scores_N)
         batch, advantage_metrics = self._with_advantages(batch, rewards_T)
         samples = float(self.sum_over_ranks(torch.tensor(float(batch.sequences))))
@@ -74,28 +76,6 @@ class PPO:
         }
         self.controller.update(metrics["objective/kl"], int(samples))
         return batch, metrics
-
-    def _kl(self, batch: TokenBatch, full_kl_T: Tensor | None) -> Tensor:
-        assert batch.old_logprobs_T is not None and batch.ref_logprobs_T is not None
-        if full_kl_T is not None:
-            return full_kl_T
-        return kl_per_token(batch.old_logprobs_T, batch.ref_logprobs_T, self.config.kl.estimator)
-
-    def shape_scores(self, batch: TokenBatch, rollouts: Sequence[Rollout]) -> Tensor:
-        """Scores as the advantages see them: penalty for a missing end, scale, running normalisation, clip; float32 [N]."""
-        config = self.config
-        assert batch.scores_N is not None
-        scores_N = batch.scores_N
-        if config.missing_eos_penalty:
-            unfinished_N = torch.tensor([float(rollout.finish_reason != "stop") for rollout in rollouts])
-            scores_N = scores_N - config.missing_eos_penalty * unfinished_N
-        scores_N = scores_N * config.reward_scale
-        if config.reward_normalize:
-            self.reward_moments.update(scores_N, self.sum_over_ranks)
-            scores_N = (scores_N - self.reward_moments.mean) / self.reward_moments.std
-        if config.reward_clip is not None:
-            scores_N = scores_N.clamp(-config.reward_clip, config.reward_clip)
-        return scores_N
 
     def _with_advantages(self, batch: TokenBatch, rewards_T: Tensor) -> tuple[TokenBatch, Metrics]:
         config, mask_T = self.config, batch.target_mask_T

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from accord.batch import TokenBatch
+from accord.config import PPOConfig
 from accord.ops.kl import kl_per_token
 from accord.ops.masking import sum_per_sequence, targets_per_sequence
-from accord.ops.statistics import SumOverRanks, moments, one_rank
+from accord.ops.statistics import RunningMoments, SumOverRanks, moments, one_rank
 from accord.types import Rollout
 
 
@@ -39,6 +40,36 @@ def rollout_batch(rollouts: Sequence[Rollout]) -> TokenBatch:
         group_N=torch.tensor([r.group for r in rollouts]),
         version_N=torch.tensor([r.version for r in rollouts]),
     )
+
+
+def shape_scores(
+    batch: TokenBatch,
+    rollouts: Sequence[Rollout],
+    config: PPOConfig,
+    seen: RunningMoments,
+    sum_over_ranks: SumOverRanks = one_rank,
+) -> Tensor:
+    """Scores as the advantages see them: penalty for a missing end, scale, running normalisation, clip; float32 [N].
+
+    Args:
+        batch: with `scores_N`.
+        rollouts: the same ones; their finish reasons are read.
+        config: says which of the four are wanted, and how much.
+        seen: mean and variance of all scores so far; this batch is taken in first.
+        sum_over_ranks: for these statistics.
+    """
+    assert batch.scores_N is not None
+    scores_N = batch.scores_N
+    if config.missing_eos_penalty:
+        unfinished_N = torch.tensor([float(rollout.finish_reason != "stop") for rollout in rollouts])
+        scores_N = scores_N - config.missing_eos_penalty * unfinished_N
+    scores_N = scores_N * config.reward_scale
+    if config.reward_normalize:
+        seen.update(scores_N, sum_over_ranks)
+        scores_N = (scores_N - seen.mean) / seen.std
+    if config.reward_clip is not None:
+        scores_N = scores_N.clamp(-config.reward_clip, config.reward_clip)
+    return scores_N
 
 
 def rollout_metrics(

@@ -10,6 +10,7 @@ from accord.config import RECIPES, Recipe, load
 from accord.config import build as build_recipe
 from accord.errors import ConfigError
 from accord.recipes import ppo, reward, sft
+from accord.report import write_report
 from accord.training.loop import Parts, run_loop
 from accord.training.run import Run, RunDirectory
 
@@ -36,7 +37,7 @@ def train(recipe: Recipe | Mapping[str, Any] | str | Path, *, resume: bool = Fal
     directory = RunDirectory(recipe, resume)
     try:
         parts = BUILDERS[recipe.algorithm.type](recipe)
-        return run_loop(parts, directory, resume=resume, quiet=quiet)
+        return run_loop(parts, directory, write_report, resume=resume, quiet=quiet)
     finally:
         directory.close()
 

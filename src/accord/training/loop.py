@@ -22,7 +22,6 @@ from accord.batch import TokenBatch
 from accord.config import Recipe
 from accord.errors import AccordWarning, RunError
 from accord.model.scorer import Scorer
-from accord.report import write_report
 from accord.rollout.protocol import Engine
 from accord.training.console import Console
 from accord.training.evaluate import with_perplexity
@@ -67,7 +66,14 @@ class Parts:
     """For the summary."""
 
 
-def run_loop(parts: Parts, directory: RunDirectory, *, resume: bool = False, quiet: bool = False) -> Run:
+def run_loop(
+    parts: Parts,
+    directory: RunDirectory,
+    write_report: Callable[[Path], Any],
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+) -> Run:
     """Run a recipe from its start or its newest whole checkpoint to its end, and write model and report.
 
     Raises:
@@ -158,6 +164,9 @@ def learn(
         steps.append(learner.update(minibatch))
         if progress is not None:
             progress(1, minibatch.tokens)
+    # Preparation knows only this rank's greatest values; those of steps are reduced already.
+    greatest = [name for name in metrics if name.endswith("_max")]
+    metrics |= {name: float(learner.ranks.max(torch.tensor(metrics[name]))) for name in greatest}
     seconds = time.perf_counter() - updating
     tokens = sum(step["tokens/seen"] for step in steps)
     return batch, metrics | average(steps) | {
