@@ -36,16 +36,16 @@ def main(model: Path, data: Path, output: Path) -> None:
     merged, reward = output / "sft" / "merged", output / "reward" / "model"
     ppo = ("--algorithm.kl.coef", "0.05", "--algorithm.epochs", "2", "--train.learning_rate", "1e-4", *MICRO)
     stages: dict[str, list[Any]] = {
-        "sft": ["sft", "--model.path", model, "--data.path", pairs, *rows, "--data.limit", 500, "--train.batch_size", 16,
+        "sft": ["sft", "--model.path", model, "--data.path", pairs, *rows, "--data.limit", 340, "--train.batch_size", 16,
                 "--data.eval_fraction", 0.1, *MICRO],
         "merge": ["merge", output / "sft" / "model", merged, "--dtype", "bfloat16"],
-        "reward": ["reward", "--model.path", merged, "--data.path", pairs, *rows, "--data.limit", 800,
+        "reward": ["reward", "--model.path", merged, "--data.path", pairs, *rows, "--data.limit", 540,
                    "--data.eval_path", held_out, "--train.batch_size", 16, "--train.learning_rate", 2e-4, *MICRO],
         "ppo_reward_model": ["ppo", "--model.path", merged, "--data.path", pairs, "--data.on_bad_row", "skip",
                              "--data.max_prompt_tokens", 96, "--reward", reward, "--critic.start", "reward",
-                             "--rollout.max_new_tokens", 48, "--train.iterations", 20, "--train.batch_size", 32, *ppo],
+                             "--rollout.max_new_tokens", 48, "--train.iterations", 16, "--train.batch_size", 24, *ppo],
         "ppo_film_sentiment": ["ppo", "--model.path", model, "--data.path", films, "--reward", f"{REWARD}:positive",
-                               "--rollout.max_new_tokens", 24, "--train.iterations", 24, "--train.batch_size", 48, *ppo],
+                               "--rollout.max_new_tokens", 24, "--train.iterations", 20, "--train.batch_size", 32, *ppo],
     }  # fmt: skip
     seconds: dict[str, float] = {}
     for name, words in stages.items():

@@ -170,7 +170,7 @@ def _stages(folder: Path, base: str, seed: int) -> dict[str, Recipe]:
                 "critic": {"start": "reward"},
                 "rollout": {"max_new_tokens": REVIEW_TOKENS},
                 "algorithm": {"kl": {"coef": 0.02, "target": None}, "missing_eos_penalty": 1.0, "epochs": 2},
-                "train": {"iterations": 30, "batch_size": 64, "learning_rate": 1e-3},
+                "train": {"iterations": 30, "batch_size": 64, "learning_rate": 8e-4},
                 "output": str(folder / "ppo"),
             },
         ),
@@ -182,7 +182,7 @@ def _write_data(folder: Path, seed: int) -> None:
     data.mkdir(parents=True)
     _write(data / "corpus.jsonl", ({"text": text} for text in write_corpus(12_000, seed)))
     _write(data / "examples.jsonl", map(_row, write_examples(1200, seed)))
-    _write(data / "pairs.jsonl", map(_row, write_pairs(4000, seed)))
+    _write(data / "pairs.jsonl", map(_row, write_pairs(5000, seed)))
     _write(data / "held_out.jsonl", map(_row, write_prompts(HELD_OUT, seed, held_out=True)))
     _write(folder / "prompts.jsonl", map(_row, write_prompts(1000, seed)))
 
