@@ -14,6 +14,7 @@ from accord.data import Encoded, Encoder, Loaded, read_records, set_chat_templat
 from accord.errors import ConfigError
 from accord.model.device import choose_device
 from accord.model.roles import Roles
+from accord.training.loop import seed_everything
 from accord.training.parallel import Ranks
 from accord.training.stream import Stream
 from accord.types import Record
@@ -33,7 +34,8 @@ class Split(Generic[T]):
 def start(recipe: Recipe) -> tuple[Roles, Encoder, Ranks]:
     """Choose the device, load the base, and make the encoder of its tokenizer."""
     device = choose_device(recipe.placement)
-    ranks = Ranks.from_environment(device) if recipe.placement.type == "torchrun" else Ranks()
+    ranks = Ranks.from_environment() if recipe.placement.type == "torchrun" else Ranks()
+    seed_everything(recipe.seed)  # new adapters start at random
     roles = Roles(recipe.model, recipe.adapter, device)
     if recipe.model.chat_template is not None:
         set_chat_template(roles.tokenizer, recipe.model.chat_template)
@@ -76,11 +78,11 @@ def _encoded(
     return encoded.items, {"data": used + (f", {rejected} rejected" if rejected else "") + left}
 
 
-def example_stream(items: list[T], recipe: Recipe, train: ExampleTrain) -> tuple[Stream[T], int]:
+def example_stream(items: list[T], recipe: Recipe, train: ExampleTrain, ranks: Ranks) -> tuple[Stream[T], int]:
     """The stream of a recipe that counts steps or epochs, and its number of steps."""
     if train.steps is not None:
-        return Stream(items, train.batch_size, recipe.seed), train.steps
-    stream = Stream(items, train.batch_size, recipe.seed, train.epochs)
+        return Stream(items, train.batch_size, recipe.seed, ranks=ranks.size), train.steps
+    stream = Stream(items, train.batch_size, recipe.seed, train.epochs, ranks.size)
     return stream, stream.iterations
 
 

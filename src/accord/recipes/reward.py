@@ -26,7 +26,7 @@ def build(recipe: RewardRecipe) -> Parts:
         return encode_pairs(loaded, encoder, config)
 
     split = load_split(recipe, PreferencePair, encode)
-    stream, steps = example_stream(split.train, recipe, recipe.train)
+    stream, steps = example_stream(split.train, recipe, recipe.train, ranks)
     algorithm = RewardModelling(recipe.algorithm)
     scorer = Scorer(roles, recipe.train.micro_batch_tokens)
     learner = Learner(roles, algorithm, recipe.train, steps, ranks)

@@ -49,6 +49,7 @@ class PPO:
             config = load(config)
         self.recipe = config if isinstance(config, PPORecipe) else build(PPORecipe, UNREAD, config)
         recipe = self.recipe
+        seed_everything(recipe.seed)  # new adapters start at random
         self.roles = Roles(recipe.model, recipe.adapter, choose_device(recipe.placement))
         if recipe.model.chat_template is not None:
             set_chat_template(self.roles.tokenizer, recipe.model.chat_template)

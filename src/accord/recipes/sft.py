@@ -26,7 +26,7 @@ def build(recipe: SFTRecipe) -> Parts:
         return encode_examples(loaded, encoder, config)
 
     split = load_split(recipe, Example, encode)
-    stream, steps = example_stream(split.train, recipe, recipe.train)
+    stream, steps = example_stream(split.train, recipe, recipe.train, ranks)
     algorithm = SFT()
     scorer = Scorer(roles, recipe.train.micro_batch_tokens)
     learner = Learner(roles, algorithm, recipe.train, steps, ranks)

@@ -65,7 +65,8 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
         metrics["ppo/steps_skipped" if reason else "optim/steps_taken"] = 1.0
-        return metrics | {"tokens/trained": float(denominators.tokens), "tokens/seen": float(batch.tokens)}
+        seen = self.ranks.sum(torch.tensor(float(batch.tokens)))
+        return metrics | {"tokens/trained": float(denominators.tokens), "tokens/seen": float(seen)}
 
     def _backward(self, update: RoleUpdate, batch: TokenBatch, denominators: Denominators) -> Metrics:
         """Gradients of one role over all micro-batches; metrics added up over micro-batches and ranks."""

@@ -26,7 +26,7 @@ from accord.rollout.protocol import Engine
 from accord.training.console import Console
 from accord.training.evaluate import with_perplexity
 from accord.training.learner import Learner
-from accord.training.run import Run, RunDirectory
+from accord.training.run import Run, RunDirectory, read_metrics
 from accord.training.sinks import METRICS_FILE, Sink, open_sinks
 from accord.training.state import read_newest, write_checkpoint
 
@@ -98,7 +98,8 @@ def run_loop(
                     _checkpoint(parts, directory, iteration + 1)
                 parts.learner.ranks.barrier()
         except KeyboardInterrupt:
-            raise RunError(f"stopped. Go on with: accord {parts.kind} --output {directory.path} --resume") from None
+            go_on = f"Go on with: accord {parts.kind} --output {directory.path} --resume"
+            raise RunError(f"stopped. {go_on if read_metrics(directory.path) else 'Nothing was learnt yet'}") from None
         finally:
             for sink in sinks:
                 sink.close()
@@ -197,9 +198,10 @@ def average(steps: Sequence[Metrics]) -> Metrics:
     return row
 
 
-def seed_everything(seed: int, iteration: int) -> None:
-    """Set every global generator from (seed, iteration), so that no generator's state has to be kept."""
-    number = int(numpy.random.SeedSequence((seed, iteration)).generate_state(1)[0])
+def seed_everything(seed: int, iteration: int = -1) -> None:
+    """Set every global generator from (seed, iteration), so that no generator's state has to be kept; -1 is before the
+    first iteration, when the models are made."""
+    number = int(numpy.random.SeedSequence((seed, iteration + 1)).generate_state(1)[0])
     random.seed(number)
     numpy.random.seed(number)
     torch.manual_seed(number)
@@ -246,15 +248,6 @@ def peak_memory_gib() -> float:
         return torch.accelerator.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a run's `metrics.jsonl`."""
-    import json
-
-    file = path / METRICS_FILE
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return [json.loads(line) for line in lines if line.strip()]
 
 
 @contextmanager

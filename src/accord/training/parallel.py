@@ -24,7 +24,7 @@ class Ranks:
         self.rank, self.size = rank, size
 
     @classmethod
-    def from_environment(cls, device: torch.device) -> Ranks:
+    def from_environment(cls) -> Ranks:
         """Join the group that torchrun started.
 
         Raises:
@@ -36,7 +36,7 @@ class Ranks:
                 "torchrun --nproc-per-node 2 -m accord ppo recipe.yaml"
             )
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+            dist.init_process_group(timeout=TIMEOUT)  # a backend for each device: counts live on the CPU
         return cls(dist.get_rank(), dist.get_world_size())
 
     @property
@@ -72,6 +72,14 @@ class Ranks:
         dist.all_reduce(flat)
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
+
+    def gather(self, item: Any) -> list[Any]:
+        """What each rank has, in the order of the ranks, on all of them."""
+        if self.size == 1:
+            return [item]
+        items = [None] * self.size
+        dist.all_gather_object(items, item)
+        return items
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -18,6 +18,7 @@ import yaml
 
 from accord.config import Recipe, dump
 from accord.errors import ConfigError, RunError
+from accord.training.sinks import METRICS_FILE
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -50,7 +51,7 @@ class Run:
 
 
 class RunDirectory:
-    """A run's folder, held for this process alone until `close`."""
+    """A run's folder, held for this process (and the ranks it learns with, of which the first writes) until `close`."""
 
     def __init__(self, recipe: Recipe, resume: bool) -> None:
         """Open or create the folder.
@@ -61,6 +62,12 @@ class RunDirectory:
         """
         self.path = Path(recipe.output)
         self.recipe = recipe
+        self.checkpoints = self.path / "checkpoints"
+        self.rollouts = self.path / "rollouts"
+        self.model = self.path / "model"
+        self._lock: IO[str] | None = None
+        if recipe.placement.type == "torchrun" and os.environ.get("RANK", "0") != "0":
+            return
         used = self.path.exists() and any(entry.name != ".lock" for entry in self.path.iterdir())
         if used and not resume:
             raise RunError(
@@ -72,9 +79,6 @@ class RunDirectory:
             self._check_same_recipe()
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = self._take_lock()
-        self.checkpoints = self.path / "checkpoints"
-        self.rollouts = self.path / "rollouts"
-        self.model = self.path / "model"
         (self.path / CONFIG).write_text(dump(recipe), encoding="utf-8")
         (self.path / ENVIRONMENT).write_text(json.dumps(environment(), indent=1), encoding="utf-8")
 
@@ -107,12 +111,22 @@ class RunDirectory:
 
     def close(self) -> None:
         """Let the folder go. If nothing was learnt in it, it is left as it was found, so that the mended recipe can use it."""
-        if self._fresh and {entry.name for entry in self.path.iterdir()} <= {CONFIG, ENVIRONMENT, ".lock"}:
-            for name in (CONFIG, ENVIRONMENT, ".lock"):
+        if self._lock is None:
+            return
+        names = {CONFIG, ENVIRONMENT, ".lock", METRICS_FILE}
+        if self._fresh and {entry.name for entry in self.path.iterdir()} <= names and not read_metrics(self.path):
+            for name in names:
                 (self.path / name).unlink(missing_ok=True)
             with suppress(OSError):  # not ours alone
                 self.path.rmdir()
         self._lock.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a run's `metrics.jsonl`."""
+    file = path / METRICS_FILE
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return [json.loads(line) for line in lines if line.strip()]
 
 
 def read_saved(output: str | Path) -> dict[str, Any]:

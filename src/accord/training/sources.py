@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -58,17 +58,15 @@ class Rollouts:
         return done.rollouts, metrics
 
     def record(self, items: Sequence[Rollout], batch: TokenBatch, iteration: int, folder: Path) -> None:
-        """One parquet file an iteration."""
+        """One parquet file an iteration, of all ranks."""
+        parts = self.ranks.gather(rollout_columns(items, batch, iteration))
         if self.ranks.first:
-            write_rollouts(items, batch, iteration, folder)
+            write_rollouts({name: [value for part in parts for value in part[name]] for name in parts[0]}, iteration, folder)
 
 
-def write_rollouts(rollouts: Sequence[Rollout], batch: TokenBatch, iteration: int, folder: Path) -> Path:
-    """Write what was sampled and how it was scored: one row a response, `score/<label>` for each reward source, and the KL
-    to the reference in nats (k1, summed over the response) where the algorithm measured it."""
-    import pyarrow
-    from pyarrow import parquet
-
+def rollout_columns(rollouts: Sequence[Rollout], batch: TokenBatch, iteration: int) -> dict[str, list[Any]]:
+    """What was sampled and how it was scored: one row a response, `score/<label>` for each reward source, and the KL to the
+    reference in nats (k1, summed over the response) where the algorithm measured it."""
     columns: dict[str, list[Any]] = {
         "iteration": [iteration] * len(rollouts),
         "prompt": [rollout.prompt_text for rollout in rollouts],
@@ -82,9 +80,17 @@ def write_rollouts(rollouts: Sequence[Rollout], batch: TokenBatch, iteration: in
         columns["kl"] = sum_per_sequence(batch.old_logprobs_T - batch.ref_logprobs_T, batch).tolist()
     for label in rollouts[0].scores:
         columns[f"score/{label}"] = [rollout.scores[label] for rollout in rollouts]
+    return columns
+
+
+def write_rollouts(columns: Mapping[str, list[Any]], iteration: int, folder: Path) -> Path:
+    """Write an iteration's rollouts as parquet, complete or not at all."""
+    import pyarrow
+    from pyarrow import parquet
+
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"iteration-{iteration:06d}.parquet"
     aside = path.with_suffix(".partial")
-    parquet.write_table(pyarrow.table(columns), aside)
+    parquet.write_table(pyarrow.table(dict(columns)), aside)
     aside.replace(path)
     return path

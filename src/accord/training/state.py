@@ -34,7 +34,8 @@ class Checkpoint:
 def write_checkpoint(
     folder: Path, iteration: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int
 ) -> Path:
-    """Write `step-NNNNNN` (numbered by iteration) under `folder`, then remove all but the newest `keep`.
+    """Write `step-NNNNNN` (numbered by iteration) under `folder`, then remove all but the newest `keep` up to it. Later ones
+    go, too: they were damaged when the run fell back, and will be written again.
 
     A kill at any moment leaves either the whole checkpoint or none: everything is written to a hidden folder beside it, and
     the rename comes last.
@@ -53,8 +54,10 @@ def write_checkpoint(
     shutil.rmtree(final, ignore_errors=True)
     aside.rename(final)
     _flush(folder)
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    kept = [path for path in checkpoints(folder) if path <= final][-keep:]
+    for other in checkpoints(folder):
+        if other not in kept:
+            shutil.rmtree(other)
     return final
 
 

@@ -8,6 +8,8 @@ from typing import Generic, TypeVar
 
 import torch
 
+from accord.errors import ConfigError
+
 T = TypeVar("T")
 
 
@@ -20,13 +22,18 @@ class Stream(Generic[T]):
         batch_size: items of an iteration.
         seed: of the orders.
         epochs: stop after so many passes; the last batch then has what is left. `None` never stops.
+        ranks: processes that share each batch. The last batch is cut so that each gets as many items as the others.
     """
 
-    def __init__(self, items: Sequence[T], batch_size: int, seed: int, epochs: float | None = None) -> None:
+    def __init__(
+        self, items: Sequence[T], batch_size: int, seed: int, epochs: float | None = None, ranks: int = 1
+    ) -> None:
         if not items:
             raise ValueError("a stream needs at least one item")
         self.items, self.batch_size, self.seed = items, batch_size, seed
-        self.length = None if epochs is None else max(1, round(epochs * len(items)))
+        if batch_size % ranks:
+            raise ConfigError(f"train.batch_size ({batch_size}) must be a multiple of the number of ranks ({ranks})")
+        self.length = None if epochs is None else max(ranks, round(epochs * len(items)) // ranks * ranks)
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
     @property
