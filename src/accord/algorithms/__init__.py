@@ -1,11 +1,33 @@
 """One small file an algorithm: it turns examples or scored rollouts into token batches and names its loss."""
 
 from accord.algorithms.base import Algorithm, Denominators, Metrics, RoleUpdate
+from accord.algorithms.grpo import GRPO
 from accord.algorithms.ppo import PPO
+from accord.algorithms.reinforce import Reinforce
 from accord.algorithms.reward import RewardModelling
+from accord.algorithms.rloo import RLOO
 from accord.algorithms.sft import SFT
 
-ALGORITHMS: dict[str, type] = {"sft": SFT, "reward": RewardModelling, "ppo": PPO}
+ALGORITHMS: dict[str, type] = {
+    "sft": SFT,
+    "reward": RewardModelling,
+    "ppo": PPO,
+    "rloo": RLOO,
+    "grpo": GRPO,
+    "reinforce": Reinforce,
+}
 """Training command -> algorithm. `config.RECIPES`, the CLI and the docs have the same keys."""
 
-__all__ = ["ALGORITHMS", "PPO", "SFT", "Algorithm", "Denominators", "Metrics", "RewardModelling", "RoleUpdate"]
+__all__ = [
+    "ALGORITHMS",
+    "GRPO",
+    "PPO",
+    "RLOO",
+    "SFT",
+    "Algorithm",
+    "Denominators",
+    "Metrics",
+    "Reinforce",
+    "RewardModelling",
+    "RoleUpdate",
+]

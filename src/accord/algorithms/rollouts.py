@@ -1,16 +1,22 @@
-"""What all algorithms that learn from rollouts share: the batch, and metrics of the sampling."""
+"""What all algorithms that learn from rollouts share: the batch, its rewards, metrics of the sampling, and what is kept."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from accord.algorithms.base import Denominators, Metrics, RoleUpdate
 from accord.batch import TokenBatch
-from accord.config import PPOConfig
-from accord.ops.kl import kl_per_token
-from accord.ops.masking import sum_per_sequence, targets_per_sequence
+from accord.config import RolloutAlgorithm
+from accord.losses import kl_penalty
+from accord.model.forward import Outputs
+from accord.model.scorer import Scorer
+from accord.ops.kl import AdaptiveKLController, FixedKLController, kl_per_token
+from accord.ops.masking import last_targets, sum_per_sequence, targets_per_sequence
 from accord.ops.statistics import RunningMoments, SumOverRanks, moments, one_rank
 from accord.types import Rollout
 
@@ -45,7 +51,7 @@ def rollout_batch(rollouts: Sequence[Rollout]) -> TokenBatch:
 def shape_scores(
     batch: TokenBatch,
     rollouts: Sequence[Rollout],
-    config: PPOConfig,
+    config: RolloutAlgorithm,
     seen: RunningMoments,
     sum_over_ranks: SumOverRanks = one_rank,
 ) -> Tensor:
@@ -106,3 +112,116 @@ def rollout_metrics(
         if count > 0:
             metrics[f"env/reward/{label}"] = float(mean_known)
     return metrics
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Rollouts with their streams and rewards."""
+
+    batch: TokenBatch
+    """With `old_logprobs_T`, `ref_logprobs_T` and what else was wanted."""
+    rewards_T: Tensor
+    """The score at the last response token, and the KL penalty at each if it is part of the reward; float32 [T]."""
+    scores_N: Tensor
+    """Shaped scores alone; float32 [N]."""
+    metrics: Metrics
+
+
+class FromRollouts:
+    """What an algorithm on rollouts keeps (KL coefficient, reward statistics, iterations prepared), and how it uses a batch.
+
+    Args:
+        config: how scores are shaped, and how many steps a batch is used for.
+        temperature: at which responses are sampled, and log-probabilities compared.
+        sum_over_ranks: for statistics over the whole batch.
+    """
+
+    uses_dropout = False
+
+    def __init__(
+        self, config: RolloutAlgorithm, temperature: float = 1.0, sum_over_ranks: SumOverRanks = one_rank
+    ) -> None:
+        self.shaping, self.temperature, self.sum_over_ranks = config, temperature, sum_over_ranks
+        kl = config.kl
+        self.controller = (
+            FixedKLController(kl.coef) if kl.target is None else AdaptiveKLController(kl.coef, kl.target, kl.horizon)
+        )
+        self.reward_moments = RunningMoments()
+        self.prepared = 0
+
+    def score_rollouts(self, items: Sequence[Rollout], scorer: Scorer, *wanted: str) -> Scored:
+        """Run the frozen passes, shape the scores, add the KL penalty, and let the controller react."""
+        self.prepared += 1
+        kl = self.shaping.kl
+        batch = rollout_batch(items)
+        full = ("full_kl_T",) if kl.estimator == "full" else ()
+        streams = scorer.score(batch, ("old_logprobs_T", "ref_logprobs_T", *wanted, *full))
+        kl_T = streams.pop("full_kl_T", None)
+        batch = batch.with_streams(**streams)
+        metrics = rollout_metrics(batch, items, self.sum_over_ranks)
+        assert batch.old_logprobs_T is not None and batch.ref_logprobs_T is not None
+        if kl_T is None:
+            kl_T = kl_per_token(batch.old_logprobs_T, batch.ref_logprobs_T, kl.estimator)
+        penalty_T = -self.controller.coef * kl_T if kl.use == "reward" else torch.zeros_like(kl_T)
+        scores_N = shape_scores(batch, items, self.shaping, self.reward_moments, self.sum_over_ranks)
+        metrics |= {
+            "ppo/mean_scores": self.mean(scores_N),
+            "ppo/mean_non_score_reward": self.mean(sum_per_sequence(penalty_T, batch)),
+            "objective/kl_coef": self.controller.coef,
+        }
+        samples = float(self.sum_over_ranks(torch.tensor(float(batch.sequences))))
+        self.controller.update(metrics["objective/kl"], int(samples))
+        return Scored(batch, penalty_T.index_add(0, last_targets(batch), scores_N), scores_N, metrics)
+
+    def mean(self, values_N: Tensor) -> float:
+        """Mean over all sequences of all ranks."""
+        return float(moments(values_N, torch.ones_like(values_N, dtype=torch.bool), self.sum_over_ranks)[1])
+
+    def minibatches(self, batch: TokenBatch, generator: torch.Generator) -> Iterator[TokenBatch]:
+        """`epochs` passes, each over all sequences in a new order, cut into `minibatches` steps."""
+        for _ in range(self.shaping.epochs):
+            order = torch.randperm(batch.sequences, generator=generator)
+            for members in order.tensor_split(self.shaping.minibatches):
+                yield batch.select(members.tolist())
+
+    def roles(self) -> tuple[RoleUpdate, ...]:
+        """The policy learns."""
+        return (RoleUpdate("policy", entropy=True),)
+
+    def kl_term(
+        self, outputs: Outputs, batch: TokenBatch, denominators: Denominators
+    ) -> tuple[Tensor, dict[str, Tensor]] | None:
+        """The KL to the reference as a loss term, if the recipe wants it there."""
+        kl = self.shaping.kl
+        if kl.use == "reward":
+            return None
+        assert outputs.logprobs_T is not None and batch.ref_logprobs_T is not None
+        return kl_penalty(
+            logprobs_T=outputs.logprobs_T,
+            ref_logprobs_T=batch.ref_logprobs_T,
+            mask_T=batch.target_mask_T,
+            tokens=denominators.tokens,
+            estimator=kl.estimator,
+            coef=self.controller.coef,
+        )
+
+    def veto(self, metrics: Metrics) -> str | None:
+        """Skip a step whose mean ratio shows that the policy has left the rollouts behind."""
+        ratio, guard = metrics.get("ppo/policy/ratio_mean"), self.shaping.ratio_guard
+        if ratio is None or guard is None or ratio <= guard:
+            return None
+        return f"mean ratio {ratio:.1f} exceeds algorithm.ratio_guard {guard:g}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """KL coefficient, reward statistics, iterations prepared."""
+        return {
+            "controller": self.controller.state_dict(),
+            "reward_moments": self.reward_moments.state_dict(),
+            "prepared": self.prepared,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a checkpoint's state."""
+        self.controller.load_state_dict(state["controller"])
+        self.reward_moments.load_state_dict(state["reward_moments"])
+        self.prepared = int(state["prepared"])

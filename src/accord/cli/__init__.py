@@ -15,6 +15,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sft": ("accord.cli.train", "supervised fine-tuning on text, prompt and completion, or messages"),
     "reward": ("accord.cli.train", "a reward model from pairs of answers"),
     "ppo": ("accord.cli.train", "reinforcement learning from a reward model or function"),
+    "rloo": ("accord.cli.train", "REINFORCE leave-one-out: groups of responses, no critic"),
+    "grpo": ("accord.cli.train", "group relative policy optimisation, with DAPO, Dr. GRPO, GSPO and CISPO as options"),
+    "reinforce": ("accord.cli.train", "REINFORCE++: PPO's loss without a critic"),
     "generate": ("accord.cli.generate", "sample from a model or adapter"),
     "merge": ("accord.cli.merge", "fold an adapter into its base"),
     "data": ("accord.cli.data", "check a file of feedback before you train on it"),
@@ -24,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 GROUPS = {
     "Start here": ("quickstart",),
-    "Train": ("sft", "reward", "ppo"),
+    "Train": ("sft", "reward", "ppo", "rloo", "grpo", "reinforce"),
     "Use": ("generate", "merge"),
     "Look": ("data", "report"),
 }

@@ -1,10 +1,29 @@
 """Recipes as validated data. Nothing here imports torch, so a typo costs a tenth of a second and not a model load."""
 
-from accord.config.algorithm import KLConfig, PPOConfig, RewardConfig, SFTConfig
+from accord.config.algorithm import (
+    GRPOConfig,
+    KLConfig,
+    PPOConfig,
+    ReinforceConfig,
+    RewardConfig,
+    RLOOConfig,
+    RolloutAlgorithm,
+    SFTConfig,
+)
 from accord.config.base import Section, build, dump, load, merge, parse_overrides
 from accord.config.data import DataConfig
 from accord.config.model import CriticConfig, LoraConfig, ModelConfig, ReferenceConfig
-from accord.config.recipe import RECIPES, PPORecipe, Recipe, RewardRecipe, SFTRecipe
+from accord.config.recipe import (
+    RECIPES,
+    GRPORecipe,
+    PPORecipe,
+    Recipe,
+    ReinforceRecipe,
+    RewardRecipe,
+    RLOORecipe,
+    RolloutRecipe,
+    SFTRecipe,
+)
 from accord.config.reward import RewardTerm
 from accord.config.rollout import RolloutConfig
 from accord.config.train import ExampleTrain, PlacementConfig, RolloutTrain, TrainConfig
@@ -14,18 +33,26 @@ __all__ = [
     "CriticConfig",
     "DataConfig",
     "ExampleTrain",
+    "GRPOConfig",
+    "GRPORecipe",
     "KLConfig",
     "LoraConfig",
     "ModelConfig",
     "PPOConfig",
     "PPORecipe",
     "PlacementConfig",
+    "RLOOConfig",
+    "RLOORecipe",
     "Recipe",
     "ReferenceConfig",
+    "ReinforceConfig",
+    "ReinforceRecipe",
     "RewardConfig",
     "RewardRecipe",
     "RewardTerm",
+    "RolloutAlgorithm",
     "RolloutConfig",
+    "RolloutRecipe",
     "RolloutTrain",
     "SFTConfig",
     "SFTRecipe",

@@ -6,7 +6,15 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from accord.config.algorithm import AlgorithmConfig, PPOConfig, RewardConfig, SFTConfig
+from accord.config.algorithm import (
+    AlgorithmConfig,
+    GRPOConfig,
+    PPOConfig,
+    ReinforceConfig,
+    RewardConfig,
+    RLOOConfig,
+    SFTConfig,
+)
 from accord.config.base import Section
 from accord.config.data import DataConfig
 from accord.config.model import CriticConfig, LoraConfig, ModelConfig, ReferenceConfig
@@ -18,6 +26,9 @@ from accord.config.train import ExampleTrain, PlacementConfig, RolloutTrain, Tra
 def _given(section: Any) -> Any:
     """The keys that were given of a section, be it a mapping, an object or nothing."""
     return section.model_dump(exclude_unset=True) if isinstance(section, Section) else section or {}
+
+
+RolloutAlgorithms = PPOConfig | RLOOConfig | GRPOConfig | ReinforceConfig
 
 
 class Recipe(Section):
@@ -78,44 +89,34 @@ class RewardRecipe(Recipe):
     train: ExampleTrain = ExampleTrain()
 
 
-class PPORecipe(Recipe):
-    """`accord ppo`: sample responses, score them, and make the good ones likelier."""
+class RolloutRecipe(Recipe):
+    """What every recipe has that samples, scores and learns."""
 
-    # Classic TRL and StackLLaMA: 1.41e-5 with LoRA; TRL's full fine-tuning examples: 3e-6.
-    adapter_learning_rate: ClassVar[float] = 1.41e-5
-    full_learning_rate: ClassVar[float] = 3e-6
+    default_samples: ClassVar[int] = 1
+    """`rollout.samples` when the recipe does not give it."""
 
     reference: ReferenceConfig = ReferenceConfig()
-    critic: CriticConfig = CriticConfig()
     reward: tuple[RewardTerm, ...] = ()
     rollout: RolloutConfig = RolloutConfig()
-    algorithm: PPOConfig = PPOConfig()
+    algorithm: RolloutAlgorithms
     train: RolloutTrain = RolloutTrain()
 
     @model_validator(mode="before")
     @classmethod
     def _resolve(cls, value: Any) -> Any:
-        """Accept one reward where a list is meant, and fill in which critic is used."""
+        """Accept one reward where a list is meant, and fill in the algorithm's number of samples."""
         if not isinstance(value, dict):
             return value
         value = dict(value)
         if isinstance(value.get("reward"), (str, dict)):
             value["reward"] = [value["reward"]]
-        critic = _given(value.get("critic"))
-        if isinstance(critic, dict) and critic.get("source") is None:
-            full = "adapter" in value and value["adapter"] is None
-            value["critic"] = {**critic, "source": "policy_trunk" if full else "adapter"}
+        rollout = _given(value.get("rollout"))
+        if isinstance(rollout, dict) and "samples" not in rollout:
+            value["rollout"] = {**rollout, "samples": cls.default_samples}
         return value
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.critic.source == "adapter" and self.adapter is None:
-            raise ValueError(
-                "critic.source: adapter needs a frozen base, and `adapter: null` trains the base itself; "
-                "use critic.source: policy_trunk, or model with a path"
-            )
-        if self.critic.start == "reward" and not any(term.model for term in self.reward):
-            raise ValueError("critic.start: reward copies a reward model, and `reward` names none")
         labels = [term.label for term in self.reward]
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
@@ -146,6 +147,107 @@ class PPORecipe(Recipe):
         """Settings that run, but seldom do what is wanted."""
         return self.rollout.warnings()
 
+    def _check_groups(self) -> None:
+        if self.rollout.samples < 2:
+            raise ValueError(
+                f"{self.algorithm.type} compares the responses to one prompt, so rollout.samples must be 2 or more "
+                f"(given: {self.rollout.samples}); ppo and reinforce need no groups"
+            )
 
-RECIPES: dict[str, type[Recipe]] = {"sft": SFTRecipe, "reward": RewardRecipe, "ppo": PPORecipe}
+
+class PPORecipe(RolloutRecipe):
+    """`accord ppo`: sample responses, score them, and make the good ones likelier."""
+
+    # Classic TRL and StackLLaMA: 1.41e-5 with LoRA; TRL's full fine-tuning examples: 3e-6.
+    adapter_learning_rate: ClassVar[float] = 1.41e-5
+    full_learning_rate: ClassVar[float] = 3e-6
+
+    critic: CriticConfig = CriticConfig()
+    algorithm: PPOConfig = PPOConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_critic(cls, value: Any) -> Any:
+        """Fill in which critic is used."""
+        if not isinstance(value, dict):
+            return value
+        critic = _given(value.get("critic"))
+        if isinstance(critic, dict) and critic.get("source") is None:
+            full = "adapter" in value and value["adapter"] is None
+            value = {**value, "critic": {**critic, "source": "policy_trunk" if full else "adapter"}}
+        return value
+
+    @model_validator(mode="after")
+    def _critic_fits(self) -> Self:
+        if self.critic.source == "adapter" and self.adapter is None:
+            raise ValueError(
+                "critic.source: adapter needs a frozen base, and `adapter: null` trains the base itself; "
+                "use critic.source: policy_trunk, or model with a path"
+            )
+        if self.critic.start == "reward" and not any(term.model for term in self.reward):
+            raise ValueError("critic.start: reward copies a reward model, and `reward` names none")
+        return self
+
+
+class RLOORecipe(RolloutRecipe):
+    """`accord rloo`: several responses to each prompt; each is judged by the others' mean."""
+
+    # TRL's RLOO: 1e-6 for full fine-tuning; ten times that with LoRA.
+    adapter_learning_rate: ClassVar[float] = 1e-5
+    full_learning_rate: ClassVar[float] = 1e-6
+    default_samples: ClassVar[int] = 4
+
+    algorithm: RLOOConfig = RLOOConfig()
+
+    @model_validator(mode="after")
+    def _has_groups(self) -> Self:
+        self._check_groups()
+        return self
+
+
+class GRPORecipe(RolloutRecipe):
+    """`accord grpo`: several responses to each prompt; each is judged relative to its group."""
+
+    # TRL's GRPO and DeepSeekMath: 1e-6 for full fine-tuning; ten times that with LoRA.
+    adapter_learning_rate: ClassVar[float] = 1e-5
+    full_learning_rate: ClassVar[float] = 1e-6
+    default_samples: ClassVar[int] = 8
+
+    algorithm: GRPOConfig = GRPOConfig()
+
+    @model_validator(mode="after")
+    def _has_groups(self) -> Self:
+        self._check_groups()
+        if self.algorithm.overlong is not None and self.algorithm.overlong > self.rollout.max_new_tokens:
+            raise ValueError(
+                f"algorithm.overlong ({self.algorithm.overlong}) is a part of rollout.max_new_tokens "
+                f"({self.rollout.max_new_tokens}), so it cannot be longer"
+            )
+        return self
+
+
+class ReinforceRecipe(RolloutRecipe):
+    """`accord reinforce`: REINFORCE++, PPO's loss with whitened returns and no critic."""
+
+    # OpenRLHF's REINFORCE++ examples: 5e-7 for full fine-tuning; ten to twenty times that with LoRA.
+    adapter_learning_rate: ClassVar[float] = 1e-5
+    full_learning_rate: ClassVar[float] = 5e-7
+
+    algorithm: ReinforceConfig = ReinforceConfig()
+
+    @model_validator(mode="after")
+    def _has_groups(self) -> Self:
+        if self.algorithm.baseline:
+            self._check_groups()
+        return self
+
+
+RECIPES: dict[str, type[Recipe]] = {
+    "sft": SFTRecipe,
+    "reward": RewardRecipe,
+    "ppo": PPORecipe,
+    "rloo": RLOORecipe,
+    "grpo": GRPORecipe,
+    "reinforce": ReinforceRecipe,
+}
 """Training command -> its recipe. The CLI, the algorithms and the docs have the same keys."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from accord.batch import TokenBatch
+from accord.ops.statistics import SumOverRanks, moments, one_rank
 
 
 def gae(batch: TokenBatch, rewards_T: Tensor, values_T: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
@@ -42,3 +43,73 @@ def gae(batch: TokenBatch, rewards_T: Tensor, values_T: Tensor, gamma: float, la
     advantages_T[targets_K] = torch.tensor(advantages, dtype=torch.float32, device=rewards_T.device)
     returns_T = (advantages_T + values_T.float()).masked_fill(~batch.target_mask_T, 0.0)
     return advantages_T, returns_T
+
+
+def leave_one_out(scores_N: Tensor, group_N: Tensor) -> Tensor:
+    """Score minus the mean score of the other responses to the same prompt (Kool et al. 2019; RLOO, arXiv:2402.14740).
+
+    A_i = s_i - 1/(n-1) sum_{j != i} s_j = n/(n-1) (s_i - mean)
+
+    Args:
+        scores_N: float32 [N].
+        group_N: responses with the same number answer the same prompt; int64 [N].
+
+    Returns:
+        float32 [N].
+
+    Raises:
+        ValueError: a group of one, which has no others.
+    """
+    sizes_N, means_N, _ = _groups(scores_N, group_N)
+    alone = (sizes_N < 2).nonzero().flatten().tolist()
+    if alone:
+        raise ValueError(
+            f"response {alone[0]} is the only one to its prompt, so there are no others to compare it with"
+        )
+    return (scores_N - means_N) * sizes_N / (sizes_N - 1)
+
+
+def group_relative(
+    scores_N: Tensor, group_N: Tensor, scale: str = "group", sum_over_ranks: SumOverRanks = one_rank
+) -> Tensor:
+    """Score relative to the other responses to the same prompt (GRPO, arXiv:2402.03300, section 4.1.2).
+
+    A_i = (s_i - mean(group)) / d, with d by `scale`: `group`, the group's standard deviation (of n - 1, plus 1e-4, as TRL and
+    DeepSeekMath's code have it); `batch`, the standard deviation of all scores of all ranks (plus 1e-4); `none`, 1.
+    """
+    sizes_N, means_N, squares_N = _groups(scores_N, group_N)
+    centred_N = scores_N - means_N
+    match scale:
+        case "group":
+            return centred_N / ((squares_N / (sizes_N - 1).clamp(min=1)).sqrt() + 1e-4)
+        case "batch":
+            everything = torch.ones_like(scores_N, dtype=torch.bool)
+            count, _, variance = moments(scores_N, everything, sum_over_ranks)
+            return centred_N / (float((variance * count / (count - 1).clamp(min=1)).sqrt()) + 1e-4)
+        case "none":
+            return centred_N
+    raise ValueError(f"unknown scale {scale!r}: group, batch, none")
+
+
+def _groups(scores_N: Tensor, group_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For each response the size, mean and sum of squared distances of its group: float32 [N] each."""
+    _, member_N = torch.unique(group_N, return_inverse=True)
+    groups = int(member_N.max()) + 1
+
+    def total(values_N: Tensor) -> Tensor:
+        return torch.zeros(groups, dtype=torch.float64).index_add(0, member_N, values_N.double())[member_N]
+
+    sizes_N = total(torch.ones_like(scores_N))
+    means_N = total(scores_N) / sizes_N
+    squares_N = total((scores_N.double() - means_N).square())
+    return sizes_N.float(), means_N.float(), squares_N.float()
+
+
+def spread_over_tokens(values_N: Tensor, batch: TokenBatch) -> Tensor:
+    """Each sequence's value at each of its target tokens: float32 [T], 0 elsewhere."""
+    return values_N[batch.sequence_T].float().masked_fill(~batch.target_mask_T, 0.0)
+
+
+def returns_to_go(batch: TokenBatch, rewards_T: Tensor, gamma: float = 1.0) -> Tensor:
+    """Discounted sum of the rewards from each target token on: float32 [T]. GAE with lam = 1 and values 0."""
+    return gae(batch, rewards_T, torch.zeros_like(rewards_T), gamma, 1.0)[0]

@@ -9,12 +9,19 @@ from typing import Any
 from accord.config import RECIPES, Recipe, load
 from accord.config import build as build_recipe
 from accord.errors import ConfigError
-from accord.recipes import ppo, reward, sft
+from accord.recipes import grpo, ppo, reinforce, reward, rloo, sft
 from accord.report import write_report
 from accord.training.loop import Parts, run_loop
 from accord.training.run import Run, RunDirectory
 
-BUILDERS: dict[str, Callable[[Any], Parts]] = {"sft": sft.build, "reward": reward.build, "ppo": ppo.build}
+BUILDERS: dict[str, Callable[[Any], Parts]] = {
+    "sft": sft.build,
+    "reward": reward.build,
+    "ppo": ppo.build,
+    "rloo": rloo.build,
+    "grpo": grpo.build,
+    "reinforce": reinforce.build,
+}
 """Training command -> its builder."""
 
 

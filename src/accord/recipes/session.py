@@ -14,7 +14,8 @@ from accord.errors import DataError, RewardError
 from accord.model.device import choose_device
 from accord.model.export import save_policy
 from accord.model.roles import Roles
-from accord.recipes.ppo import add_roles, make_algorithm, make_sampling
+from accord.recipes.ppo import make_algorithm
+from accord.recipes.rollouts import add_roles, make_sampling
 from accord.rewards.protocol import checked_scores, describe
 from accord.rollout.collect import Collector
 from accord.rollout.native import NativeEngine

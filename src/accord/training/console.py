@@ -40,6 +40,14 @@ class Column:
 
 
 SPEED = (Column("tok/s", "tokens/per_second"), Column("seconds", "time/iteration"))
+ROLLOUTS = (
+    Column("score", "env/reward_mean"),
+    Column("KL", "objective/kl"),
+    Column("entropy", "objective/entropy"),
+    Column("clipped", "ppo/policy/clipfrac"),
+    Column("length", "sampling/length_mean"),
+    *SPEED,
+)
 COLUMNS: dict[str, tuple[Column, ...]] = {
     "sft": (Column("loss", "sft/loss"), Column("perplexity", "sft/perplexity", 11), *SPEED),
     "reward": (
@@ -48,14 +56,10 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("margin", "reward/margin"),
         *SPEED,
     ),
-    "ppo": (
-        Column("score", "env/reward_mean"),
-        Column("KL", "objective/kl"),
-        Column("entropy", "objective/entropy"),
-        Column("clipped", "ppo/policy/clipfrac"),
-        Column("length", "sampling/length_mean"),
-        *SPEED,
-    ),
+    "ppo": ROLLOUTS,
+    "rloo": ROLLOUTS,
+    "grpo": ROLLOUTS,
+    "reinforce": ROLLOUTS,
 }
 """The figures that matter for each recipe; the rest is in `metrics.jsonl` and the report."""
 

@@ -1,0 +1,95 @@
+"""Group relative policy optimisation and its variants: scored groups of rollouts in, a clipped surrogate out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from accord.algorithms.base import Denominators, Metrics
+from accord.algorithms.rollouts import FromRollouts
+from accord.batch import TokenBatch
+from accord.config import GRPOConfig
+from accord.losses import grpo, token_weights
+from accord.model.forward import Outputs
+from accord.model.scorer import Scorer
+from accord.ops.advantages import group_relative, spread_over_tokens
+from accord.ops.masking import sum_per_sequence
+from accord.ops.statistics import SumOverRanks, one_rank
+from accord.types import Rollout
+
+
+class GRPO(FromRollouts):
+    """One iteration of GRPO. For the other arguments see `FromRollouts`.
+
+    Args:
+        longest: greatest length of a response (`rollout.max_new_tokens`).
+    """
+
+    def __init__(
+        self,
+        config: GRPOConfig,
+        temperature: float = 1.0,
+        longest: int = 1,
+        sum_over_ranks: SumOverRanks = one_rank,
+    ) -> None:
+        super().__init__(config, temperature, sum_over_ranks)
+        self.config, self.longest = config, longest
+
+    def prepare(self, items: Sequence[Rollout], scorer: Scorer) -> tuple[TokenBatch, Metrics]:
+        """Advantages of whole responses relative to their group, at each of their tokens."""
+        scored = self.score_rollouts([self._with_length_penalty(rollout) for rollout in items], scorer)
+        batch = scored.batch
+        assert batch.group_N is not None
+        rewards_N = sum_per_sequence(scored.rewards_T, batch)
+        advantages_N = group_relative(rewards_N, batch.group_N, self.config.scale, self.sum_over_ranks)
+        metrics = scored.metrics | {
+            "ppo/advantages/mean": self.mean(advantages_N),
+            "ppo/advantages/std": self.mean(advantages_N.square()) ** 0.5,
+            "grpo/equal_groups": self.mean((advantages_N.abs() < 1e-8).float()),
+        }
+        if self.config.mask_truncated:
+            finished_N = torch.tensor([rollout.finish_reason == "stop" for rollout in items])
+            advantages_N = advantages_N.masked_fill(~finished_N, 0.0)
+        return batch.with_streams(advantages_T=spread_over_tokens(advantages_N, batch)), metrics
+
+    def _with_length_penalty(self, rollout: Rollout) -> Rollout:
+        """DAPO's soft overlong punishment: from 0 where the last `overlong` tokens begin to -1 at the limit."""
+        if self.config.overlong is None or rollout.score is None:
+            return rollout
+        into = len(rollout.response_ids) - (self.longest - self.config.overlong)
+        return replace(rollout, score=rollout.score - min(max(into / self.config.overlong, 0.0), 1.0))
+
+    def loss(
+        self, role: str, outputs: Outputs, batch: TokenBatch, denominators: Denominators
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`losses.grpo`, plus the KL if it is a loss term."""
+        assert outputs.logprobs_T is not None and outputs.entropies_T is not None
+        assert batch.old_logprobs_T is not None and batch.advantages_T is not None
+        config = self.config
+        weights_T = token_weights(
+            mask_T=batch.target_mask_T,
+            sequence_T=batch.sequence_T,
+            aggregate=config.aggregate,
+            tokens=denominators.tokens,
+            sequences=denominators.sequences,
+            longest=self.longest,
+        )
+        loss, metrics = grpo(
+            logprobs_T=outputs.logprobs_T,
+            old_logprobs_T=batch.old_logprobs_T,
+            advantages_T=batch.advantages_T,
+            mask_T=batch.target_mask_T,
+            weights_T=weights_T,
+            tokens=denominators.tokens,
+            clip_low=config.clip,
+            clip_high=config.clip if config.clip_high is None else config.clip_high,
+            sequence_T=batch.sequence_T if config.ratio == "sequence" else None,
+            dual_clip=config.dual_clip,
+            cispo=config.surrogate == "cispo",
+        )
+        metrics["objective/entropy"] = outputs.entropies_T.detach().sum() / denominators.tokens
+        kl = self.kl_term(outputs, batch, denominators)
+        return (loss, metrics) if kl is None else (loss + kl[0], metrics | kl[1])
