@@ -97,8 +97,25 @@ def test_an_element_of_a_list_can_be_changed(least):
 
 
 def test_an_element_that_is_not_there_cannot_be_changed(least):
-    message = fault(PPORecipe, least | {"reward": [{"model": "a"}]}, parse_overrides(["--reward.1.weight", "2"]))
-    assert message == "--reward.1: the recipe has 1 entries under `reward`, numbered from 0"
+    message = fault(PPORecipe, least | {"reward": [{"model": "a"}]}, parse_overrides(["--reward.2.model", "b"]))
+    assert message == "--reward.2: the recipe has 1 entries under `reward`, numbered from 0"
+
+
+def test_a_list_can_be_begun_and_continued(least):
+    begun = build(PPORecipe, least, parse_overrides(["--reward.0.model", "a", "--reward.0.weight", "2"]))
+    assert [(term.model, term.weight) for term in begun.reward] == [("a", 2.0)]
+    more = build(PPORecipe, least | {"reward": [{"model": "a"}]}, parse_overrides(["--reward.1.function", "f.py:g"]))
+    assert [(term.model, term.function) for term in more.reward] == [("a", None), (None, "f.py:g")]
+
+
+def test_an_element_that_is_text_has_no_keys_to_change(least):
+    message = fault(PPORecipe, least | {"reward": ["f.py:g"]}, parse_overrides(["--reward.0.weight", "2"]))
+    assert message.startswith("--reward.0: entry 0 of `reward` is 'f.py:g', which has no keys to change; write it in full")
+
+
+def test_a_section_given_whole_and_by_key_is_a_contradiction():
+    with pytest.raises(ConfigError, match="`reward` was given as 'f.py:g' already"):
+        parse_overrides(["--reward", "f.py:g", "--reward.weight", "2"])
 
 
 # --- the command line ------------------------------------------------------------------------------------------------

@@ -99,8 +99,12 @@ def _scalar(text: str) -> Any:
 def _insert(tree: dict[str, Any], keys: list[str], value: Any) -> None:
     for key in keys[:-1]:
         below = tree.setdefault(key, {})
-        if not isinstance(below, dict):
+        if below is None:
             below = tree[key] = {}
+        if not isinstance(below, dict):
+            raise ConfigError(
+                f"--{'.'.join(keys)}: `{key}` was given as {below!r} already; give its keys, or the whole"
+            )
         tree = below
     tree[keys[-1]] = value
 
@@ -122,21 +126,28 @@ def build(recipe: type[S], *layers: Mapping[str, Any]) -> S:
 
 
 def _spread_lists(merged: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-    """Let `--reward.0.weight 2` change one element of a list that an earlier layer gave."""
+    """Let `--reward.0.weight 2` change one element of a list that an earlier layer gave, or begin a list."""
     result = dict(layer)
     for key, value in layer.items():
-        old = merged.get(key)
-        if isinstance(old, list) and isinstance(value, Mapping) and all(str(k).isdigit() for k in value):
-            items = list(old)
-            for index, change in value.items():
-                if int(index) >= len(items):
-                    raise ConfigError(
-                        f"--{key}.{index}: the recipe has {len(items)} entries under `{key}`, numbered from 0"
-                    )
-                both_maps = isinstance(items[int(index)], Mapping) and isinstance(change, Mapping)
-                items[int(index)] = merge(items[int(index)], change) if both_maps else change
-            result[key] = items
+        old = merged.get(key, [])
+        if isinstance(value, Mapping) and value and isinstance(old, list) and all(str(k).isdigit() for k in value):
+            result[key] = _changed(key, old, value)
     return result
+
+
+def _changed(key: str, old: list[Any], changes: Mapping[str, Any]) -> list[Any]:
+    items = list(old)
+    for index, change in sorted((int(place), change) for place, change in changes.items()):
+        if index > len(items):
+            raise ConfigError(f"--{key}.{index}: the recipe has {len(items)} entries under `{key}`, numbered from 0")
+        before = items[index] if index < len(items) else {}
+        if isinstance(change, Mapping) and not isinstance(before, Mapping):
+            raise ConfigError(
+                f"--{key}.{index}: entry {index} of `{key}` is {before!r}, which has no keys to change; write it in full, "
+                f"such as `--{key} '[{{function: FILE.py:NAME, weight: 2}}]'`"
+            )
+        items[index : index + 1] = [merge(before, change) if isinstance(change, Mapping) else change]
+    return items
 
 
 def _explain(recipe: type[Section], detail: ErrorDetails) -> str:

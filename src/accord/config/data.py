@@ -13,7 +13,8 @@ class DataConfig(Section):
     """Rows of feedback, of any known format; the format is detected and every row validated."""
 
     path: str
-    """A .jsonl, .json or .parquet file (also .gz), a folder saved by `datasets`, or the name of a dataset on the hub."""
+    """A .jsonl, .json or .txt file (also .gz), a .parquet file, a folder saved by `datasets`, or the name of a dataset on
+    the hub."""
     split: str = "train"
     """Split of a dataset folder or hub dataset."""
     format: Literal["auto", "text", "messages", "completion", "preference", "labelled", "prompt"] = "auto"

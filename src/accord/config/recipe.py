@@ -117,6 +117,11 @@ class RolloutRecipe(Recipe):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.data.eval_path is not None or self.data.eval_fraction:
+            raise ValueError(
+                "data.eval_path and data.eval_fraction hold out rows to evaluate on, which a recipe on rollouts does not do: "
+                "its scores are logged each iteration"
+            )
         labels = [term.label for term in self.reward]
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:

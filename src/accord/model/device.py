@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from accord.config import PlacementConfig
@@ -18,6 +20,8 @@ def choose_device(placement: PlacementConfig) -> torch.device:
         torch.set_num_threads(placement.threads)
     if placement.device == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        if accelerator is not None and placement.type == "torchrun":
+            return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
         return accelerator or torch.device("cpu")
     try:
         device = torch.device(placement.device)

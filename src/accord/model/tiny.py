@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from accord.errors import DataError, ModelError
+from accord.model.loading import quiet_progress
 
 START, END, PAD = "<|start|>", "<|endoftext|>", "<|pad|>"
 """Begins every text, so that its first word can be learnt; ends it; never a target."""
@@ -110,6 +111,7 @@ def write_tiny_model(
     """
     folder = Path(folder)
     tokenizer = train_tokenizer(texts, vocab_size)
-    create_model(tokenizer, hidden, layers, heads, seed).save_pretrained(folder)
+    with quiet_progress():
+        create_model(tokenizer, hidden, layers, heads, seed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

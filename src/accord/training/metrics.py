@@ -109,7 +109,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           "Falls.", "See `sft/loss`."),
     ),
     "Reward model (reward)": (
-        M("reward/loss", "-log sigmoid(chosen - rejected - margin), plus the centring term.",
+        M("reward/loss", "-log sigmoid(chosen - rejected - margin), without the centring term.",
           "Starts near 0.693 (a coin toss) and falls.",
           "Stays at 0.693: raise the learning rate, check that pairs differ."),
         M("reward/accuracy", "Share of the pairs of the batch in which the chosen answer scores higher.",
@@ -165,7 +165,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
         M("ppo/policy/clipfrac", "Share of response tokens whose probability ratio was clipped.",
           "0.01 to 0.2.", "0 throughout: steps are too small. Above 0.3: too large; lower the learning rate or "
           "`algorithm.epochs`.", high=0.3),
-        M("ppo/policy/approxkl", "KL between the policy before and after the update, half the mean squared log ratio.",
+        M("ppo/policy/approxkl", "KL from the old policy to the new one: mean of ratio - 1 - log ratio (k3).",
           "0.0001 to 0.05.",
           "Above 0.1: lower the learning rate or use fewer `algorithm.epochs`.", unit="nats/token", high=0.1),
         M("ppo/policy/ratio_mean", "Mean of new over old probability of the sampled tokens.",
@@ -218,7 +218,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           "Steady.", "Low: raise `rollout.max_sequences`.", unit="tokens/s"),
         M("sampling/lag", "Versions by which the sampling policy was behind at the update.",
           "0: synchronous.",
-          "Larger than planned: the update waits for nothing; lower `rollout.lag`.", unit="versions"),
+          "Always 0 here: every batch is sampled with the newest weights.", unit="versions"),
     ),
 }  # fmt: skip
 """The table, by topic."""
