@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -50,7 +52,7 @@ def naive(batch, s, aggregate, longest=10, low=0.2, high=0.2, sequence_ratio=Fal
     """The formulas, sequence by sequence and token by token."""
     total, all_tokens = 0.0, batch.targets
     bounds = batch.cu_seqlens.tolist()
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         places = [t for t in range(start, end) if batch.target_mask_T[t]]
         logs = [(s["new"][t] - s["old"][t]).item() for t in places]
         mean_log = sum(logs) / len(logs)
