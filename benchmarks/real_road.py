@@ -42,7 +42,7 @@ def main(model: Path, data: Path, output: Path) -> None:
         "reward": ["reward", "--model.path", merged, "--data.path", pairs, *rows, "--data.limit", 540,
                    "--data.eval_path", held_out, "--train.batch_size", 16, "--train.learning_rate", 2e-4, *MICRO],
         "ppo_reward_model": ["ppo", "--model.path", merged, "--data.path", pairs, "--data.on_bad_row", "skip",
-                             "--data.max_prompt_tokens", 96, "--reward", reward, "--critic.start", "reward",
+                             "--data.max_prompt_tokens", 96, "--reward", reward, "--algorithm.reward_normalize", "true",
                              "--rollout.max_new_tokens", 48, "--train.iterations", 16, "--train.batch_size", 24, *ppo],
         "ppo_film_sentiment": ["ppo", "--model.path", model, "--data.path", films, "--reward", f"{REWARD}:positive",
                                "--rollout.max_new_tokens", 24, "--train.iterations", 20, "--train.batch_size", 32, *ppo],

@@ -21,6 +21,11 @@ WINDOW = 5
 """Sliding window of the tiny Mistral: shorter than the sequences of the tests."""
 
 
+@pytest.fixture(autouse=True)
+def _same_random_numbers_each_time() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer(["the film was good and the end was odd", "a slow film with a fine cast"] * 4, 300)

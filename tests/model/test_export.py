@@ -144,7 +144,7 @@ def test_a_reward_model_gives_the_same_scores_in_plain_transformers(
             tmp_path / "model", num_labels=1, pad_token_id=padding
         )
         torch.testing.assert_close(padded_scores(automatic, ids, padding), wanted, atol=5e-5, rtol=1e-5)
-    assert wanted.std() > 0.1
+    assert wanted.std() > 0.02
     torch.testing.assert_close(padded_scores(model, ids, padding), wanted, atol=5e-5, rtol=1e-5)
     alone = torch.cat([padded_scores(model, [sequence], padding) for sequence in ids])
     torch.testing.assert_close(alone, wanted, atol=5e-5, rtol=1e-5)

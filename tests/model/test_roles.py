@@ -214,7 +214,7 @@ def test_a_reward_on_the_shared_base_and_as_its_own_model_give_the_same_scores(
         assert roles.trainable("reward/helpful") == {}
         scores.append(run(roles, "reward/helpful", batch).scores_N)
     assert [r.roles["reward/helpful"].shared for r in (shared, full, elsewhere)] == [True, False, False]
-    assert scores[0].std() > 0.1
+    assert scores[0].std() > 0.02
     torch.testing.assert_close(scores[1], scores[0], atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(scores[2], scores[0], atol=2e-5, rtol=1e-5)
 

@@ -22,8 +22,8 @@ def run(command: str, words: list[str]) -> int:
         help="type of the stored weights (default: float32; the sum itself is always made in float32)",
     )
     options = parser.parse_args(words)
-    if options.output.exists() and any(options.output.iterdir()):
-        raise RunError(f"{options.output} is not empty; choose another folder, nothing was changed")
+    if options.output.is_file() or (options.output.exists() and any(options.output.iterdir())):
+        raise RunError(f"{options.output} is not empty or no folder; choose another, nothing was changed")
     import torch
 
     from accord.model.adapters import merge

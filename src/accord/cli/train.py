@@ -19,7 +19,8 @@ def run(command: str, words: list[str]) -> int:
         print(recipe_help(command, RECIPES[command]))
         return 0
     flags = {flag for flag in FLAGS if f"--{flag}" in words}
-    recipe = read_recipe(command, [word for word in words if word[2:] not in flags], resume="resume" in flags)
+    rest = [word for word in words if word not in {f"--{flag}" for flag in FLAGS}]
+    recipe = read_recipe(command, rest, resume="resume" in flags)
     if "dry-run" in flags:
         return _dry_run(command, recipe)
     from accord.recipes import train

@@ -179,6 +179,8 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           "Far from 0 for long: the critic lags; see `ppo/val/var_explained`.", unit="reward"),
         M("ppo/advantages/std", "Standard deviation of the advantages before whitening.",
           "Above 0.", "Near 0: nothing to learn from; see `env/reward_std`.", unit="reward"),
+        M("grpo/equal_groups", "Share of the responses whose whole group has one score, so that they teach nothing.",
+          "Below 0.5.", "Near 1: prompts are too easy or too hard, or the score is too coarse. Raise `rollout.samples`."),
         M("ppo/steps_skipped", "Updates left out because the mean ratio passed `algorithm.ratio_guard`.",
           "0.", "Above 0: steps are far too large; lower the learning rate.", unit="steps", high=0.0),
     ),

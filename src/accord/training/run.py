@@ -68,6 +68,8 @@ class RunDirectory:
         self._lock: IO[str] | None = None
         if recipe.placement.type == "torchrun" and os.environ.get("RANK", "0") != "0":
             return
+        if self.path.is_file():
+            raise RunError(f"output {self.path} is a file; a run needs a folder of its own")
         used = self.path.exists() and any(entry.name != ".lock" for entry in self.path.iterdir())
         if used and not resume:
             raise RunError(

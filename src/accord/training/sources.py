@@ -61,9 +61,8 @@ class Rollouts:
         """One parquet file an iteration, of all ranks."""
         parts = self.ranks.gather(rollout_columns(items, batch, iteration))
         if self.ranks.first:
-            write_rollouts(
-                {name: [value for part in parts for value in part[name]] for name in parts[0]}, iteration, folder
-            )
+            columns = {name: [value for part in parts for value in part[name]] for name in parts[0]}
+            write_rollouts(columns, iteration, folder)
 
 
 def rollout_columns(rollouts: Sequence[Rollout], batch: TokenBatch, iteration: int) -> dict[str, list[Any]]:

@@ -1,0 +1,104 @@
+"""Small recipes, their data, and how runs are compared. Shared by the tests of recipes, faults, cli and learning."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+import accord
+from accord.config import RECIPES, Recipe, build, merge
+from accord.training.run import Run
+
+REWARDS = """
+def brevity(prompts, responses):
+    return [-float(len(text)) for text in responses]
+
+
+async def letters(prompts, responses, **columns):
+    return [text.count("o") + 0.1 * text.count("a") for text in responses]
+
+
+def sometimes(prompts, responses, use):
+    return [1.0 if used else None for used in use]
+"""
+WORDS = ("good", "odd", "slow", "fine", "the end", "a cast")
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def completions(count: int = 12) -> list[dict[str, Any]]:
+    return [
+        {"prompt": f"the film {i} was", "completion": f" {WORDS[i % 6]} and {WORDS[(i + 1) % 6]}"} for i in range(count)
+    ]
+
+
+def pairs(count: int = 12) -> list[dict[str, Any]]:
+    return [
+        {"prompt": f"the film {i} was", "chosen": " good and fine", "rejected": " odd and slow"} for i in range(count)
+    ]
+
+
+def prompts(count: int = 6) -> list[dict[str, Any]]:
+    return [{"prompt": f"the film {i} was", "use": i % 2 == 0} for i in range(count)]
+
+
+ROWS = {"sft": completions, "reward": pairs, "ppo": prompts}
+
+
+def recipe_dict(kind: str, model: Path | str, folder: Path, over: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A recipe of two iterations in `folder`; its data and reward file are written there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    base: dict[str, Any] = {
+        "model": {"path": str(model)},
+        "adapter": {"r": 4, "alpha": 8},
+        "data": {"path": write_rows(folder / f"{kind}.jsonl", ROWS[kind]()), "max_tokens": 64},
+        "algorithm": {"type": kind},
+        "train": {"batch_size": 4, "learning_rate": 3e-3, "checkpoint_every": 1},
+        "output": str(folder / "run"),
+    }
+    if kind == "ppo":
+        (folder / "rewards.py").write_text(REWARDS, encoding="utf-8")
+        base["reward"] = f"{folder}/rewards.py:brevity"
+        base["rollout"] = {"max_new_tokens": 6}
+        base["algorithm"] |= {"epochs": 2, "minibatches": 2}
+        base["train"]["iterations"] = 2
+    else:
+        base["train"]["steps"] = 2
+    return merge(base, over or {})
+
+
+def recipe(kind: str, model: Path | str, folder: Path, over: Mapping[str, Any] | None = None) -> Recipe:
+    return build(RECIPES[kind], recipe_dict(kind, model, folder, over))
+
+
+def run(kind: str, model: Path | str, folder: Path, over: Mapping[str, Any] | None = None, **options: Any) -> Run:
+    return accord.train(recipe_dict(kind, model, folder, over), quiet=True, **options)
+
+
+def timeless(rows: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Metrics without those of clock and memory: what has to be the same in two equal runs."""
+    return [
+        {k: v for k, v in row.items() if not k.startswith(("time/", "memory/")) and not k.endswith("per_second")}
+        for row in rows
+    ]
+
+
+def saved_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a model or adapter folder."""
+    tensors = {k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()}
+    assert tensors, f"no weights in {folder}"
+    return tensors
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    """Whether two folders hold the same tensors, bit for bit."""
+    left, right = saved_weights(a), saved_weights(b)
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)

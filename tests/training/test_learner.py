@@ -1,0 +1,289 @@
+"""One optimiser step: the same for any split, clipped by role, not taken when it is not finite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from accord.algorithms import PPO, SFT, RewardModelling
+from accord.batch import TokenBatch
+from accord.config import CriticConfig, LoraConfig, ModelConfig, PPOConfig, ReferenceConfig, RewardConfig, TrainConfig
+from accord.data import EncodedPair, TokenSequence
+from accord.errors import TrainingError
+from accord.model.roles import Roles
+from accord.model.scorer import Scorer
+from accord.training.learner import Learner
+from accord.types import Rollout
+
+CPU = torch.device("cpu")
+TRAIN = TrainConfig(learning_rate=1e-2, warmup=0, schedule="constant", max_grad_norm=None)
+LENGTHS = (9, 4, 12, 6, 7, 3)
+
+
+def examples() -> list[TokenSequence]:
+    generator = torch.Generator().manual_seed(0)
+    ids = [tuple(torch.randint(3, 250, (n,), generator=generator).tolist()) for n in LENGTHS]
+    return [TokenSequence(s, (False, False) + (True,) * (len(s) - 2)) for s in ids]
+
+
+def rollouts() -> list[Rollout]:
+    return [
+        Rollout(e.input_ids[:2], e.input_ids[2:], (-1.0,) * (len(e) - 2), "stop", "p", "r", score=0.3 * i - 0.5)
+        for i, e in enumerate(examples())
+    ]
+
+
+def sft(base: Path, config: TrainConfig = TRAIN, full: bool = False) -> tuple[Learner, TokenBatch]:
+    torch.manual_seed(0)
+    roles = Roles(ModelConfig(path=str(base)), None if full else LORA, CPU)
+    roles.add_policy()
+    _move(roles)
+    algorithm = SFT()
+    return Learner(roles, algorithm, config, 10), algorithm.prepare(examples(), Scorer(roles, 4096))[0]
+
+
+LORA = LoraConfig(r=4, alpha=8)
+
+
+def _move(roles: Roles) -> None:
+    """LoRA starts with B = 0, where half of all gradients are 0 and would agree for no good reason."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name in roles.roles:
+            for key, weight in roles.trainable(name).items():
+                if "lora_B" in key or "head" in key:
+                    weight.add_(torch.randn(weight.shape, generator=generator) * 0.1)
+
+
+def ppo(
+    base: Path, config: TrainConfig = TRAIN, critic: str = "adapter", full: bool = False, **options
+) -> tuple[Learner, TokenBatch]:
+    torch.manual_seed(0)
+    roles = Roles(ModelConfig(path=str(base)), None if full else LORA, CPU)
+    roles.add_policy(CriticConfig(source=critic))
+    roles.add_reference(ReferenceConfig())
+    roles.add_critic(CriticConfig(source=critic))
+    _move(roles)
+    algorithm = PPO(PPOConfig(**options), critic_on_trunk=critic == "policy_trunk")
+    batch, _ = algorithm.prepare(rollouts(), Scorer(roles, 4096))
+    assert batch.old_logprobs_T is not None
+    noise = torch.randn(batch.tokens, generator=torch.Generator().manual_seed(1))
+    moved_T = (batch.old_logprobs_T + 0.1 * noise).masked_fill(~batch.target_mask_T, 0.0)
+    return Learner(roles, algorithm, config, 10), batch.with_streams(old_logprobs_T=moved_T)
+
+
+def reward(base: Path, config: TrainConfig = TRAIN) -> tuple[Learner, TokenBatch]:
+    torch.manual_seed(0)
+    roles = Roles(ModelConfig(path=str(base)), LORA, CPU)
+    roles.add_scorer()
+    _move(roles)
+    algorithm = RewardModelling(RewardConfig())
+    items = [EncodedPair(a, b, 0.1 * i) for i, (a, b) in enumerate(zip(examples()[::2], examples()[1::2], strict=True))]
+    return Learner(roles, algorithm, config, 10), algorithm.prepare(items, Scorer(roles, 4096))[0]
+
+
+KINDS = {
+    "sft": sft,
+    "sft_full": lambda base, config=TRAIN: sft(base, config, full=True),
+    "reward": reward,
+    "ppo": ppo,
+    "ppo_trunk": lambda base, config=TRAIN: ppo(base, config, "policy_trunk"),
+    "ppo_full_kl_loss": lambda base, config=TRAIN: ppo(
+        base, config, "policy_trunk", full=True, kl={"use": "loss"}, entropy_coef=0.01
+    ),
+}
+
+
+def gradients(learner: Learner, batch: TokenBatch) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """The gradients that the optimiser would step with, and the step's metrics."""
+    found: dict[str, torch.Tensor] = {}
+
+    def keep(*_, **__) -> None:
+        found.update({name: weight.grad.clone() for name, weight in learner.weights.items() if weight.grad is not None})
+
+    learner.optimizer.step = keep
+    return found, learner.update(batch)
+
+
+def copies(learner: Learner) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in learner.weights.items()}
+
+
+# --- invariant 3 -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_split_gives_the_same_gradients_and_metrics(kind, base):
+    """Micro-batches of one sequence (or pair) each, of a few, of all."""
+    whole, metrics = gradients(*KINDS[kind](base))
+    assert len(whole) > 4 and all(float(g.abs().max()) > 0 for g in whole.values())
+    for tokens in (1, 14, 25):
+        learner, batch = KINDS[kind](base, TRAIN.model_copy(update={"micro_batch_tokens": tokens}))
+        assert len(batch.split(tokens)) > 1
+        parts, split_metrics = gradients(learner, batch)
+        assert parts.keys() == whole.keys()
+        for name, gradient in whole.items():
+            assert torch.allclose(parts[name], gradient, rtol=1e-4, atol=1e-6), name
+        assert split_metrics == pytest.approx(metrics, rel=1e-5, abs=1e-6)
+
+
+def test_the_step_is_that_of_the_naive_loss(base):
+    """Full fine-tuning by one AdamW step of the mean NLL of all targets, computed with plain transformers."""
+    from transformers import AutoModelForCausalLM
+
+    learner, batch = sft(base, full=True)
+    learner.update(batch)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    total = torch.zeros(())
+    for example in examples():
+        ids = torch.tensor([example.input_ids])
+        logprobs = model(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
+        total = total - logprobs[torch.tensor(example.target_mask[1:])].sum()
+    (total / sum(sum(e.target_mask) for e in examples())).backward()
+    torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0).step()
+    ours, theirs = dict(learner.roles.model.named_parameters()), dict(model.named_parameters())
+    for name, weight in theirs.items():
+        if weight.grad is not None:
+            sure = (
+                weight.grad.abs() > 1e-6
+            )  # AdamW's first step is lr x sign: where the gradient is noise, so is the sign
+            assert torch.allclose(ours[name][sure], weight[sure], atol=1e-5), name
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+def test_each_role_is_clipped_by_itself(base):
+    free, plain = gradients(*ppo(base))
+    limit = min(plain["optim/grad_norm"], plain["optim/grad_norm_critic"]) / 2
+    clipped, metrics = gradients(*ppo(base, TRAIN.model_copy(update={"max_grad_norm": limit})))
+    for role, key in (("policy.", "optim/grad_norm"), ("critic.", "optim/grad_norm_critic")):
+        norm = torch.cat([g.flatten() for name, g in clipped.items() if name.startswith(role)]).norm()
+        assert float(norm) == pytest.approx(limit, rel=1e-4)
+        assert metrics[key] == pytest.approx(plain[key], rel=1e-5)  # as it was before
+        scale = limit / plain[key]
+        for name, gradient in free.items():
+            if name.startswith(role):
+                assert torch.allclose(clipped[name], gradient * scale, rtol=1e-3, atol=1e-8)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_is_not_taken(value, base):
+    learner, batch = ppo(base)
+    learner.update(batch)  # so that there is momentum, which alone would move the weights
+    before, moments = copies(learner), {k: v.clone() for k, v in learner.tensors().items()}
+    bad_T = batch.returns_T.clone()
+    bad_T[int(batch.target_mask_T.nonzero()[0])] = value
+    with pytest.raises(TrainingError, match=r"step 2: .*ppo/loss/value.* not finite"):
+        learner.update(batch.with_streams(returns_T=bad_T))
+    assert all(torch.equal(before[name], weight) for name, weight in learner.weights.items())
+    assert all(torch.equal(moments[name], tensor) for name, tensor in learner.tensors().items())
+    assert learner.steps == 1 and all(weight.grad is None for weight in learner.weights.values())
+    learner.update(batch)  # and it can go on
+    assert learner.steps == 2
+
+
+def test_a_veto_skips_the_step_and_counts_it(base):
+    learner, batch = ppo(base, ratio_guard=1.5)
+    far = batch.with_streams(old_logprobs_T=(batch.old_logprobs_T - 3.0).masked_fill(~batch.target_mask_T, 0.0))
+    before = copies(learner)
+    metrics = learner.update(far)
+    assert metrics["ppo/policy/ratio_mean"] > 1.5
+    assert metrics["ppo/steps_skipped"] == 1.0
+    assert "optim/steps_taken" not in metrics and "optim/learning_rate" not in metrics
+    assert all(torch.equal(before[name], weight) for name, weight in learner.weights.items())
+    assert learner.steps == 1  # the schedule goes on
+    metrics = learner.update(batch)
+    assert metrics["optim/steps_taken"] == 1.0 and "ppo/steps_skipped" not in metrics
+
+
+# --- who learns ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("critic", ["adapter", "policy_trunk"])
+def test_value_warm_up_moves_only_the_value_function(critic, base):
+    learner, batch = ppo(base, critic=critic, value_warmup=1)
+    before = copies(learner)
+    learner.update(batch)
+    learner.update(batch)
+    moved = {name for name, weight in learner.weights.items() if not torch.equal(before[name], weight)}
+    expected = {name for name in before if name.startswith("critic.") or "value_head" in name}
+    assert moved == expected and moved < before.keys()
+    learner.algorithm.prepare(rollouts(), Scorer(learner.roles, 4096))  # the second iteration: the policy learns, too
+    learner.update(batch)
+    assert all(not torch.equal(before[name], weight) for name, weight in learner.weights.items())
+
+
+def test_the_frozen_base_is_the_same_bit_for_bit(base):
+    learner, batch = ppo(base)
+    learnt = {id(weight) for weight in learner.weights.values()}
+    frozen = {n: (p, p.detach().clone()) for n, p in learner.roles.model.named_parameters() if id(p) not in learnt}
+    for _ in range(3):
+        learner.update(batch)
+    assert len(frozen) > 10
+    assert all(torch.equal(now, then) and now.grad is None for now, then in frozen.values())
+
+
+def test_full_fine_tuning_leaves_the_reference_alone(base):
+    learner, batch = ppo(base, critic="policy_trunk", full=True)
+    trunk = learner.roles.roles["reference"].trunk
+    before = {name: p.detach().clone() for name, p in trunk.named_parameters()}
+    learner.update(batch)
+    assert all(torch.equal(before[name], p) for name, p in trunk.named_parameters())
+    assert any(not torch.equal(before[name], p) for name, p in learner.roles.roles["policy"].trunk.named_parameters())
+
+
+def test_dropout_is_on_in_updates_of_sft_and_off_after(base):
+    roles = Roles(ModelConfig(path=str(base)), LoraConfig(r=4, alpha=8, dropout=0.5), CPU)
+    roles.add_policy()
+    _move(roles)
+    learner = Learner(roles, SFT(), TRAIN.model_copy(update={"learning_rate": 1e-12}), 10)
+    batch = SFT().prepare(examples(), Scorer(roles, 4096))[0]
+    losses = {learner.update(batch)["sft/loss"] for _ in range(3)}
+    assert len(losses) == 3
+    assert not any(module.training for module in roles.model.modules())
+
+
+# --- state -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_round_trip_goes_on_bit_for_bit(kind, base):
+    learner, batch = KINDS[kind](base)
+    for _ in range(2):
+        learner.update(batch)
+    saved = {name: tensor.clone() for name, tensor in learner.tensors().items()}
+    fresh, _ = KINDS[kind](base)
+    fresh.load_tensors(saved, learner.steps)
+    for one in (learner, fresh):
+        one.update(batch)
+    assert fresh.steps == learner.steps == 3
+    a, b = learner.tensors(), fresh.tensors()
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert {name.split("/")[1] for name in a if name.startswith("optimizer/")} == {"step", "exp_avg", "exp_avg_sq"}
+
+
+def test_loaded_state_is_a_copy(base):
+    learner, batch = sft(base)
+    learner.update(batch)
+    saved = {name: tensor.clone() for name, tensor in learner.tensors().items()}
+    originals = {name: tensor.clone() for name, tensor in saved.items()}
+    learner.load_tensors(saved, 1)
+    learner.update(batch)
+    assert all(torch.equal(saved[name], originals[name]) for name in saved)
+
+
+def test_state_of_another_recipe_is_refused(base):
+    learner, _ = sft(base)
+    other, _ = reward(base)
+    with pytest.raises(KeyError):
+        learner.load_tensors(other.tensors(), 1)
+
+
+def test_the_rate_of_each_step_is_that_of_the_schedule(base):
+    config = TRAIN.model_copy(update={"schedule": "linear", "warmup": 2.0, "min_learning_rate": 0.0})
+    learner, batch = sft(base, config)
+    rates = [learner.update(batch)["optim/learning_rate"] for _ in range(10)]
+    assert rates == pytest.approx([1e-2 * r for r in (1 / 3, 2 / 3, 1, 6 / 7, 5 / 7, 4 / 7, 3 / 7, 2 / 7, 1 / 7, 0)])

@@ -1,0 +1,86 @@
+"""The one loop: rows of metrics, seeds, stopping politely."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+
+import numpy
+import pytest
+import torch
+
+import accord
+from accord.errors import RunError
+from accord.training.loop import average, seed_everything
+from recipes.tiny_runs import recipe_dict
+
+
+def test_average_of_steps():
+    steps = [
+        {
+            "a": 1.0,
+            "ppo/policy/ratio_max": 3.0,
+            "tokens/trained": 10.0,
+            "optim/learning_rate": 0.2,
+            "optim/steps_taken": 1.0,
+        },
+        {"a": 4.0, "ppo/policy/ratio_max": 2.0, "tokens/trained": 5.0, "ppo/steps_skipped": 1.0, "tokens/seen": 9.0},
+        {"a": 4.0, "tokens/trained": 5.0, "optim/learning_rate": 0.1, "optim/steps_taken": 1.0, "only": 7.0},
+    ]
+    assert average(steps) == {
+        "a": 3.0,
+        "ppo/policy/ratio_max": 3.0,
+        "tokens/trained": 20.0,
+        "optim/learning_rate": 0.1,
+        "optim/steps_taken": 2.0,
+        "ppo/steps_skipped": 1.0,
+        "only": 7.0,
+    }
+
+
+def test_average_of_no_steps():
+    assert average([]) == {}
+
+
+def draws(*arguments: int) -> tuple[float, float, float]:
+    seed_everything(*arguments)
+    return random.random(), float(numpy.random.rand()), float(torch.rand(()))
+
+
+def test_seeds_follow_from_seed_and_iteration_alone():
+    first = draws(3, 5)
+    torch.rand(17)
+    assert draws(3, 5) == first
+    all_draws = {draws(seed, iteration) for seed in range(3) for iteration in range(-1, 3)} | {first}
+    assert len(all_draws) == 13
+    assert draws(3) == draws(3, -1)
+
+
+@pytest.mark.parametrize("learnt", [False, True], ids=["first_iteration", "second_iteration"])
+def test_a_polite_kill_says_how_to_go_on(learnt, base, tmp_path):
+    """SIGTERM while a reward is computed ends the run at once, and its message is true."""
+    config = recipe_dict("ppo", base, tmp_path)
+    (tmp_path / "rewards.py").write_text(
+        "import os, signal\ncalls = []\n\ndef brevity(prompts, responses):\n    calls.append(1)\n"
+        f"    if len(calls) == {2 if learnt else 1}:\n        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return [0.0] * len(responses)\n"
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RunError) as caught:
+        accord.train(config, quiet=True)
+    assert signal.getsignal(signal.SIGTERM) is before
+    if learnt:
+        assert str(caught.value) == f"stopped. Go on with: accord ppo --output {tmp_path}/run --resume"
+        assert len(accord.train(config, quiet=True, resume=True).metrics) == 2
+    else:
+        assert str(caught.value) == "stopped. Nothing was learnt yet"
+        assert not os.path.lexists(tmp_path / "run")
+
+
+def test_from_another_thread_signals_are_left_alone(base, tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(accord.train, recipe_dict("sft", base, tmp_path), quiet=True).result(60)
+    assert len(done.metrics) == 2
