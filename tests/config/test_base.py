@@ -110,11 +110,13 @@ def test_a_list_can_be_begun_and_continued(least):
 
 def test_an_element_that_is_text_has_no_keys_to_change(least):
     message = fault(PPORecipe, least | {"reward": ["f.py:g"]}, parse_overrides(["--reward.0.weight", "2"]))
-    assert message.startswith("--reward.0: entry 0 of `reward` is 'f.py:g', which has no keys to change; write it in full")
+    assert message.startswith(
+        "--reward.0: entry 0 of `reward` is 'f.py:g', which has no keys to change; write it in full"
+    )
 
 
 def test_a_section_given_whole_and_by_key_is_a_contradiction():
-    with pytest.raises(ConfigError, match="`reward` was given as 'f.py:g' already"):
+    with pytest.raises(ConfigError, match=r"`reward` was given as 'f\.py:g' already"):
         parse_overrides(["--reward", "f.py:g", "--reward.weight", "2"])
 
 

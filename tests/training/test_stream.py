@@ -54,3 +54,10 @@ def test_a_batch_larger_than_the_data_goes_on_into_the_next_epoch():
 def test_nothing_to_draw_from():
     with pytest.raises(ValueError, match="at least one item"):
         Stream([], 4, seed=0)
+
+
+@pytest.mark.parametrize(("ranks", "sizes"), [(1, [4, 4, 2]), (2, [4, 4, 2]), (4, [4, 4])])
+def test_ranks_get_equal_shares_to_the_end(ranks, sizes):
+    """Where the last batch cannot be shared evenly, it is cut: a rank with nothing to do would wait for ever."""
+    stream = Stream(ITEMS, 4, seed=0, epochs=1, ranks=ranks)
+    assert [len(stream.batch(i)) for i in range(stream.iterations)] == sizes

@@ -107,7 +107,10 @@ def check_rows(rows: Sequence[Row], path: str, format: str = "auto", rejections:
 
 
 def _as_wanted(loaded: Loaded, want: type[Record]) -> Loaded:
-    converted = convert(loaded.records, want)
+    try:
+        converted = convert(loaded.records, want)
+    except DataError as error:
+        raise DataError(f"{loaded.path} ({loaded.format}): {error}") from error
     origins = [loaded.origins[source] for source in converted.sources]
     left_out = [Rejection(loaded.origins[source], reason) for source, reason in converted.left_out]
     if not converted.records:

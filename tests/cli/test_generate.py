@@ -1,0 +1,65 @@
+"""`accord generate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from accord.cli import main
+from recipes.tiny_runs import prompts, write_rows
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_output_file(finished, tmp_path: Path, capsys):
+    file = write_rows(tmp_path / "prompts.jsonl", prompts())
+    words = [
+        "generate",
+        str(finished / "model"),
+        "--prompts",
+        file,
+        "--limit",
+        "3",
+        "--prompt",
+        "a film",
+        "--samples",
+        "2",
+    ]
+    words += ["--max-new-tokens", "4", "--output", str(tmp_path / "out.jsonl")]
+    assert main(words) == 0
+    rows = rows_of(tmp_path / "out.jsonl")
+    assert len(rows) == 8 and set(rows[0]) == {"prompt", "completion", "finish_reason"}
+    assert [row["prompt"] for row in rows][::2] == ["a film", *(row["prompt"] for row in prompts(3))]
+    assert "8 responses" in capsys.readouterr().out
+    assert main([*words[:-1], str(tmp_path / "again.jsonl")]) == 0
+    assert rows_of(tmp_path / "again.jsonl") == rows
+    assert main([*words[:-1], str(tmp_path / "other.jsonl"), "--seed", "1"]) == 0
+    assert rows_of(tmp_path / "other.jsonl") != rows
+
+
+def test_greedy_is_the_librarys(base, tmp_path: Path):
+    words = ["generate", str(base), "--prompt", "the film was", "--temperature", "0", "--max-new-tokens", "8"]
+    assert main([*words, "--output", str(tmp_path / "out.jsonl")]) == 0
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    ids = tokenizer("the film was", return_tensors="pt").input_ids
+    stop = tokenizer.eos_token_id
+    with torch.no_grad():
+        out = model.generate(ids, do_sample=False, max_new_tokens=8, eos_token_id=stop)[0, ids.shape[1] :]
+    assert rows_of(tmp_path / "out.jsonl")[0]["completion"] == tokenizer.decode(out, skip_special_tokens=True)
+
+
+def test_to_the_screen(base, capsys):
+    assert main(["generate", str(base), "--prompt", "the film was", "--max-new-tokens", "3"]) == 0
+    assert capsys.readouterr().out.startswith("the film was")
+
+
+@pytest.mark.parametrize(("words", "message"), [([], "nothing to answer"), (["--prompt", "a", "--chat"], "template")])
+def test_what_cannot_be_answered(words, message, base, capsys):
+    assert main(["generate", str(base), *words]) != 0
+    assert message in capsys.readouterr().err

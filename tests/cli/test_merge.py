@@ -1,0 +1,44 @@
+"""`accord merge`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from accord.cli import main
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_merged_model_gives_the_adapters_logits(dtype, base, finished, tmp_path: Path, capsys):
+    assert main(["merge", str(finished / "model"), str(tmp_path / "merged"), "--dtype", dtype]) == 0
+    assert f"--model.path {tmp_path}/merged" in capsys.readouterr().out
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert merged.dtype == getattr(torch, dtype)
+    ids = AutoTokenizer.from_pretrained(tmp_path / "merged")("the film was", return_tensors="pt").input_ids
+    adapted = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(finished / "model"))
+    with torch.no_grad():
+        ours, theirs = merged.float().eval()(ids).logits, adapted.eval()(ids).logits
+    tolerance = 1e-4 if dtype == "float32" else 0.1
+    assert torch.allclose(ours, theirs, atol=tolerance * float(theirs.abs().max()))
+
+
+def test_a_folder_that_is_not_empty_is_refused(finished, tmp_path: Path, capsys):
+    (tmp_path / "thesis.tex").write_text("mine")
+    assert main(["merge", str(finished / "model"), str(tmp_path)]) == 1
+    assert f"{tmp_path} is not empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_in_the_way_is_refused(finished, tmp_path: Path, capsys):
+    (tmp_path / "thesis.tex").write_text("mine")
+    assert main(["merge", str(finished / "model"), str(tmp_path / "thesis.tex")]) == 1
+    assert "thesis.tex" in capsys.readouterr().err
+
+
+def test_what_is_not_an_adapter(base, tmp_path: Path, capsys):
+    assert main(["merge", str(base), str(tmp_path / "merged")]) == 1
+    assert str(base) in capsys.readouterr().err and not (tmp_path / "merged").exists()

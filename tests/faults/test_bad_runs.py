@@ -1,0 +1,90 @@
+"""Run directories that are taken, and checkpoints that are damaged."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import accord
+from accord.training.run import read_metrics
+from recipes.tiny_runs import recipe_dict, same_weights, timeless
+
+HOLD = (
+    "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, 2); print('held', flush=True); time.sleep(60)"
+)
+
+
+def test_an_output_that_is_not_empty(accord_command, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("mine")
+    outcome = accord_command("sft")
+    assert outcome.code == 1
+    assert f"{tmp_path / 'run'} is not empty" in outcome.error and "--resume" in outcome.error
+    assert (tmp_path / "run" / "thesis.tex").read_text() == "mine"
+
+
+def test_an_output_that_is_a_file(accord_command, tmp_path: Path):
+    (tmp_path / "run").write_text("mine")
+    outcome = accord_command("sft")
+    assert outcome.code == 1 and f"{tmp_path / 'run'} is a file" in outcome.error
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_a_finished_run_is_not_overwritten(accord_command, tmp_path: Path):
+    assert accord_command("sft").code == 0
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert accord_command("sft").code == 1
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_an_output_in_use(accord_command, tmp_path: Path):
+    assert accord_command("sft").code == 0
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run" / ".lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout.readline() == b"held\n"
+            outcome = accord_command("sft", None, "--resume")
+        finally:
+            holder.kill()
+    assert outcome.code == 1 and f"{tmp_path / 'run'} is in use by another process" in outcome.error
+
+
+def test_resume_with_another_recipe(accord_command):
+    assert accord_command("sft").code == 0
+    outcome = accord_command("sft", {"train": {"learning_rate": 0.5}}, "--resume")
+    assert outcome.code == 2 and "train.learning_rate: was 0.003, now 0.5" in outcome.error
+
+
+def test_a_checkpoint_cut_short(accord_command, base, tmp_path: Path):
+    """The run goes on from the one before, says so, and ends where it would have ended."""
+    over = {"train": {"iterations": 3, "keep": 3}}
+    whole = accord.train(recipe_dict("ppo", base, tmp_path / "whole", over), quiet=True)
+    assert accord_command("ppo", over).code == 0
+    newest = tmp_path / "run" / "checkpoints" / "step-000003" / "tensors.safetensors"
+    size = newest.stat().st_size
+    newest.write_bytes(newest.read_bytes()[: size // 2])
+    outcome = accord_command("ppo", over, "--resume")
+    assert outcome.code == 0
+    words = " ".join(outcome.out.split())
+    said = f"step-000003 is damaged (tensors.safetensors has {size // 2} bytes instead of {size})"
+    assert f"{said}; falling back to the one before" in words
+    assert "resumed from step-000002" in words
+    assert timeless(read_metrics(tmp_path / "run")) == timeless(whole.metrics)
+    assert same_weights(tmp_path / "run" / "model", whole.model)
+
+
+def test_every_checkpoint_damaged(accord_command, tmp_path: Path):
+    assert accord_command("sft").code == 0
+    for folder in (tmp_path / "run" / "checkpoints").iterdir():
+        (folder / "state.json").unlink()
+    outcome = accord_command("sft", None, "--resume")
+    assert outcome.code == 1
+    assert "step-000002 is damaged (state.json is missing)" in outcome.error and "another `output`" in outcome.error
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") == 2
+
+
+def test_a_learning_rate_that_breaks_the_model(accord_command, tmp_path: Path):
+    outcome = accord_command("sft", {"adapter": None, "train": {"learning_rate": 1e20, "steps": 20, "warmup": 0}})
+    assert outcome.code == 1
+    assert "not finite, so the step was not taken. Lower train.learning_rate" in outcome.error

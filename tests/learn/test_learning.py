@@ -1,0 +1,77 @@
+"""That it learns: each method on a task that a random model of 20,000 weights can solve in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from recipes.tiny_runs import run, write_rows
+
+SEEDS = (0, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def base(model_folder: Callable[[str], Path]) -> Path:
+    return model_folder("llama")
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+def test_sft_memorises_a_sentence(full, base, tmp_path: Path):
+    rows = [{"prompt": "the film", "completion": " was good and slow"}] * 4
+    over = {
+        "data": {"path": write_rows(tmp_path / "rows.jsonl", rows)},
+        "train": {"steps": 60, "learning_rate": 0.01 if full else 0.03, "checkpoint_every": 0},
+    }
+    done = run("sft", base, tmp_path, over | ({"adapter": None} if full else {}))
+    assert done.metrics[0]["sft/loss"] > 3.0
+    # With LoRA the random output layer stays: its rows are so short that no hidden state makes it surer than 0.25 nats.
+    assert done.metrics[-1]["sft/loss"] < (0.1 if full else 0.3)
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+def test_reward_model_tells_good_from_bad_on_pairs_it_has_not_seen(full, base, tmp_path: Path):
+    """Chosen answers say `good` somewhere among filler, rejected ones `odd`; prompts and fillers differ."""
+    fill = ["a cast", "the end", "slow", "was", "and", "film"]
+    rows = [
+        {"prompt": f"the film {i % 7}", "chosen": f" {a} good {b}", "rejected": f" {b} odd {a}"}
+        for i, (a, b) in enumerate((a, b) for a in fill for b in fill)
+    ]
+    over = {
+        "data": {"path": write_rows(tmp_path / "rows.jsonl", rows), "eval_fraction": 0.3},
+        "train": {"steps": 60, "batch_size": 12, "learning_rate": 0.003 if full else 0.01, "checkpoint_every": 0},
+    }
+    done = run("reward", base, tmp_path, over | ({"adapter": None} if full else {}))
+    assert done.metrics[0]["reward/accuracy"] == 0.5
+    assert done.metrics[-1]["eval/accuracy"] > 0.9
+
+
+REWARD = """
+def letters(prompts, responses):
+    return [sum(c.isascii() and c.isalpha() for c in text) / max(len(text), 1) for text in responses]
+"""
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_ppo_makes_the_rewarded_likelier(seed, full, base, tmp_path: Path):
+    """The share of plain letters: a third in a random model's responses, most of them after a few iterations."""
+    (tmp_path / "letters.py").write_text(REWARD)
+    over = {
+        "reward": f"{tmp_path}/letters.py:letters",
+        "rollout": {"max_new_tokens": 6},
+        "algorithm": {"kl": {"coef": 0.001, "target": None}, "epochs": 2, "minibatches": 2},
+        "train": {
+            "iterations": 18,
+            "batch_size": 40,
+            "learning_rate": 0.01 if full else 0.05,
+            "checkpoint_every": 0,
+            "rollouts_every": 0,
+        },
+        "seed": seed,
+    }
+    rows = run("ppo", base, tmp_path, over | ({"adapter": None} if full else {})).metrics
+    scores = [row["env/reward_mean"] for row in rows]
+    assert scores[0] < 0.45 and sum(scores[-3:]) / 3 > 0.65
+    assert rows[0]["objective/kl"] == 0.0 < rows[-1]["objective/kl"]
