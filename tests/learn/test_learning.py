@@ -53,15 +53,31 @@ def letters(prompts, responses):
 """
 
 
+METHODS = {
+    "ppo": {},
+    "rloo": {"kl": {"coef": 0.001}},
+    "grpo": {"kl": {"coef": 0.001}},
+    "dapo": {"type": "grpo", "aggregate": "token", "clip_high": 0.28, "kl": {"coef": 0.0}},
+    "dr_grpo": {"type": "grpo", "scale": "none", "aggregate": "constant", "kl": {"coef": 0.0}},
+    "gspo": {"type": "grpo", "ratio": "sequence", "clip": 0.05, "kl": {"coef": 0.0}},
+    "cispo": {"type": "grpo", "surrogate": "cispo", "aggregate": "token", "kl": {"coef": 0.0}},
+    "reinforce": {"kl": {"coef": 0.001}},
+    "reinforce_baseline": {"type": "reinforce", "baseline": True, "kl": {"coef": 0.001}},
+}
+"""Name of a method or variant -> its `algorithm` section."""
+
+
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_ppo_makes_the_rewarded_likelier(seed, full, base, tmp_path: Path):
+@pytest.mark.parametrize("method", METHODS)
+def test_it_makes_the_rewarded_likelier(method, seed, full, base, tmp_path: Path):
     """The share of plain letters: a third in a random model's responses, most of them after a few iterations."""
+    kind = METHODS[method].get("type", method)
     (tmp_path / "letters.py").write_text(REWARD)
     over = {
         "reward": f"{tmp_path}/letters.py:letters",
-        "rollout": {"max_new_tokens": 6},
-        "algorithm": {"kl": {"coef": 0.001, "target": None}, "epochs": 2, "minibatches": 2},
+        "rollout": {"max_new_tokens": 6, "samples": 1 if method in ("ppo", "reinforce") else 4},
+        "algorithm": {"kl": {"coef": 0.001, "target": None}, "epochs": 2, "minibatches": 2} | METHODS[method],
         "train": {
             "iterations": 18,
             "batch_size": 40,
@@ -71,7 +87,7 @@ def test_ppo_makes_the_rewarded_likelier(seed, full, base, tmp_path: Path):
         },
         "seed": seed,
     }
-    rows = run("ppo", base, tmp_path, over | ({"adapter": None} if full else {})).metrics
+    rows = run(kind, base, tmp_path, over | ({"adapter": None} if full else {})).metrics
     scores = [row["env/reward_mean"] for row in rows]
     assert scores[0] < 0.45 and sum(scores[-3:]) / 3 > 0.65
     assert rows[0]["objective/kl"] == 0.0 < rows[-1]["objective/kl"]

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import accord
-from accord.config import RECIPES, Recipe, build, merge
+from accord.config import RECIPES, Recipe, RolloutRecipe, build, merge
 from accord.training.run import Run
 
 REWARDS = """
@@ -50,7 +50,7 @@ def prompts(count: int = 6) -> list[dict[str, Any]]:
     return [{"prompt": f"the film {i} was", "use": i % 2 == 0} for i in range(count)]
 
 
-ROWS = {"sft": completions, "reward": pairs, "ppo": prompts}
+ROWS = {"sft": completions, "reward": pairs, "ppo": prompts, "rloo": prompts, "grpo": prompts, "reinforce": prompts}
 
 
 def recipe_dict(kind: str, model: Path | str, folder: Path, over: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -64,10 +64,10 @@ def recipe_dict(kind: str, model: Path | str, folder: Path, over: Mapping[str, A
         "train": {"batch_size": 4, "learning_rate": 3e-3, "checkpoint_every": 1},
         "output": str(folder / "run"),
     }
-    if kind == "ppo":
+    if issubclass(RECIPES[kind], RolloutRecipe):
         (folder / "rewards.py").write_text(REWARDS, encoding="utf-8")
         base["reward"] = f"{folder}/rewards.py:brevity"
-        base["rollout"] = {"max_new_tokens": 6}
+        base["rollout"] = {"max_new_tokens": 6, "samples": 2 if kind in ("rloo", "grpo") else 1}
         base["algorithm"] |= {"epochs": 2, "minibatches": 2}
         base["train"]["iterations"] = 2
     else:
