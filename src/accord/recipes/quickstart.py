@@ -85,11 +85,11 @@ def run_road(folder: Path, model: str | None = None, seed: int = 0, say: Callabl
     _write_data(folder, seed)
     base = model or _pretrain(folder, seed, say)
     stages = _stages(folder, base, seed)
-    say("2/4  Supervised fine-tuning: from any text to answering the prompt (LoRA on the frozen base)")
+    say("2/4  Fine-tuning: learn to answer a prompt (LoRA on the frozen base)")
     train(stages["sft"])
-    say("3/4  Reward model: which of two reviews do people like better? (LoRA on the same base)")
+    say("3/4  Reward model: which of two reviews is better? (LoRA, same base)")
     reward = train(stages["reward"])
-    say("4/4  PPO: write what the reward model likes, and stay close to the start (four roles on one base)")
+    say("4/4  PPO: write what the reward model likes (four roles on one base)")
     ppo = train(stages["ppo"])
     before, after = (_judge(folder / stage / "model", folder, seed) for stage in ("sft", "ppo"))
     last = [row["objective/kl"] for row in ppo.metrics[-5:]]
@@ -106,7 +106,7 @@ def run_road(folder: Path, model: str | None = None, seed: int = 0, say: Callabl
 
 
 def _pretrain(folder: Path, seed: int, say: Callable[[str], None]) -> str:
-    say("1/4  Base model: a small Llama learns English from film reviews (all weights)")
+    say("1/4  Base model: a small Llama learns to write film reviews (all weights)")
     start = write_tiny_model(folder / "data" / "start", write_corpus(4000, seed), seed=seed)
     recipe = build(
         SFTRecipe,

@@ -2,49 +2,25 @@
 
 from __future__ import annotations
 
-from functools import partial
-
-from accord.algorithms import SFT, Metrics
-from accord.config import DataConfig, SFTRecipe
-from accord.data import Encoded, Loaded, TokenSequence, encode_examples
+from accord.algorithms import SFT
+from accord.config import SFTRecipe
+from accord.data import encode_examples
 from accord.model.export import save_policy
-from accord.model.scorer import Scorer
-from accord.recipes.build import example_stream, load_split, model_facts, start
-from accord.training.evaluate import evaluate
-from accord.training.learner import Learner
+from accord.model.roles import Roles
+from accord.recipes.examples import build_examples
 from accord.training.loop import Parts
-from accord.training.sources import Examples
 from accord.types import Example
 
 
 def build(recipe: SFTRecipe) -> Parts:
-    """Everything that the loop needs."""
-    roles, encoder, ranks = start(recipe)
-    roles.add_policy()
-
-    def encode(loaded: Loaded, config: DataConfig) -> Encoded[TokenSequence]:
-        return encode_examples(loaded, encoder, config)
-
-    split = load_split(recipe, Example, encode)
-    stream, steps = example_stream(split.train, recipe, recipe.train, ranks)
-    algorithm = SFT()
-    scorer = Scorer(roles, recipe.train.micro_batch_tokens)
-    learner = Learner(roles, algorithm, recipe.train, steps, ranks)
-    held_out: partial[Metrics] | None = None
-    if split.held_out:
-        held_out = partial(evaluate, split.held_out, algorithm, roles, scorer, recipe.train.micro_batch_tokens)
-    return Parts(
-        kind="sft",
-        recipe=recipe,
-        algorithm=algorithm,
-        learner=learner,
-        scorer=scorer,
-        source=Examples(stream, ranks),
-        iterations=steps,
-        steps_per_iteration=1,
-        save=partial(save_policy, roles),
-        evaluate=held_out,
-        facts=model_facts(recipe, roles, learner.weights) | split.facts,
+    """Everything that the loop needs; see `build_examples`."""
+    return build_examples(
+        recipe,
+        SFT(),
+        add_role=Roles.add_policy,
+        want=Example,
+        encode=encode_examples,
+        save=save_policy,
         next_steps=_next_steps(recipe),
     )
 

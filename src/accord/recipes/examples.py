@@ -1,0 +1,68 @@
+"""What the recipes share that learn from examples: data, learner, evaluation of held-out rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from accord.algorithms import Algorithm, Metrics
+from accord.config import DataConfig, RewardRecipe, SFTRecipe
+from accord.data import Encoded, Encoder, Loaded
+from accord.model.roles import Roles
+from accord.model.scorer import Scorer
+from accord.recipes.build import example_stream, load_split, model_facts, start
+from accord.training.evaluate import evaluate
+from accord.training.learner import Learner
+from accord.training.loop import Parts
+from accord.training.sources import Examples
+from accord.types import Record
+
+T = TypeVar("T")
+
+
+def build_examples(
+    recipe: SFTRecipe | RewardRecipe,
+    algorithm: Algorithm,
+    *,
+    add_role: Callable[[Roles], None],
+    want: type[Record],
+    encode: Callable[[Loaded, Encoder, DataConfig], Encoded[T]],
+    save: Callable[[Roles, Path], None],
+    next_steps: Sequence[tuple[str, str]],
+) -> Parts:
+    """Everything that the loop needs.
+
+    Args:
+        recipe: of any algorithm on examples.
+        algorithm: takes what `encode` gives.
+        add_role: adds the role that learns to the base.
+        want: kind of record to read.
+        encode: records to token ids.
+        save: writes what was learnt to a folder.
+        next_steps: title and command of what a person may do with it.
+    """
+    roles, encoder, ranks = start(recipe)
+    add_role(roles)
+    split = load_split(recipe, want, lambda loaded, config: encode(loaded, encoder, config))
+    stream, steps = example_stream(split.train, recipe, recipe.train, ranks)
+    scorer = Scorer(roles, recipe.train.micro_batch_tokens)
+    learner = Learner(roles, algorithm, recipe.train, steps, ranks)
+    held_out: Callable[[], Metrics] | None = None
+    if split.held_out:
+        held_out = partial(evaluate, split.held_out, algorithm, roles, scorer, recipe.train.micro_batch_tokens)
+    return Parts(
+        kind=recipe.algorithm.type,
+        recipe=recipe,
+        algorithm=algorithm,
+        learner=learner,
+        scorer=scorer,
+        source=Examples(stream, ranks),
+        iterations=steps,
+        steps_per_iteration=1,
+        save=partial(save, roles),
+        evaluate=held_out,
+        facts=model_facts(recipe, roles, learner.weights) | split.facts,
+        next_steps=next_steps,
+    )
