@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# Two OpenMP threads that spin while another job runs can be 10-40x slower than one; waiting passively cures it.
-export OMP_WAIT_POLICY ?= PASSIVE
-export TOKENIZERS_PARALLELISM ?= false
+# The `accord` command chooses how its threads wait; tests import torch themselves, so they are told here.
+test test-slow: export OMP_WAIT_POLICY ?= PASSIVE
+test test-slow: export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: install quickstart test test-slow lint format clean
 

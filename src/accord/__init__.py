@@ -27,7 +27,7 @@ from accord.errors import (
 from accord.types import Example, LabelledResponse, Message, PreferencePair, Prompt, Rollout
 
 if TYPE_CHECKING:
-    from accord.config import PPORecipe, RewardRecipe, SFTRecipe
+    from accord.config import GRPORecipe, PPORecipe, ReinforceRecipe, RewardRecipe, RLOORecipe, SFTRecipe
     from accord.model.adapters import merge
     from accord.recipes import train
     from accord.recipes.generate import generate
@@ -36,7 +36,10 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "PPO": "accord.recipes.session",
+    "GRPORecipe": "accord.config",
     "PPORecipe": "accord.config",
+    "RLOORecipe": "accord.config",
+    "ReinforceRecipe": "accord.config",
     "RewardRecipe": "accord.config",
     "Run": "accord.training.run",
     "SFTRecipe": "accord.config",
@@ -52,6 +55,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "Example",
+    "GRPORecipe",
     "GenerationError",
     "LabelledResponse",
     "Message",
@@ -59,6 +63,8 @@ __all__ = [
     "PPORecipe",
     "PreferencePair",
     "Prompt",
+    "RLOORecipe",
+    "ReinforceRecipe",
     "RewardError",
     "RewardRecipe",
     "Rollout",

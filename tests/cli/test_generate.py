@@ -63,3 +63,24 @@ def test_to_the_screen(base, capsys):
 def test_what_cannot_be_answered(words, message, base, capsys):
     assert main(["generate", str(base), *words]) != 0
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--max-new-tokens", "0"], "max_new_tokens must be 1 or more"),
+        (["--temperature", "-1"], "temperature must be 0 or more"),
+        (["--top-p", "2"], "top_p must be above 0 and at most 1"),
+        (["--seed", "-1"], "seed must be 0 or more"),
+        (["--max-new-tokens", "500"], "reads at most 128 tokens"),
+    ],
+)
+def test_sampling_that_cannot_be_is_refused(words, said, finished, capsys):
+    assert main(["generate", str(finished / "model"), "--prompt", "a film", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_folder_of_the_output_is_made(finished, tmp_path: Path):
+    out = tmp_path / "new" / "out.jsonl"
+    words = ["generate", str(finished / "model"), "--prompt", "a film", "--max-new-tokens", "2", "--output", str(out)]
+    assert main(words) == 0 and len(rows_of(out)) == 1

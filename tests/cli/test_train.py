@@ -66,7 +66,7 @@ def test_dry_run_writes_nothing_and_loads_no_weights(file, tmp_path: Path, capsy
     assert main(["ppo", file, "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == before
-    assert "# data: 6 rows, 0 unreadable" in out and f"would write to {tmp_path}/run" in out
+    assert "6 of 6 rows can be used (prompt)" in out and f"would write to {tmp_path}/run" in out
     resolved = yaml.safe_load("\n".join(line for line in out.splitlines() if not line.startswith("#")))
     assert resolved["critic"]["source"] == "adapter" and resolved["train"]["iterations"] == 2
 
@@ -97,3 +97,12 @@ def test_what_a_person_sees(file, tmp_path: Path):
     for word in ("accord ppo", "reward", "1 x brevity", "critic", "6 of 6 rows", f"{tmp_path}/run/report.html"):
         assert word in done.stdout
     assert "\x1b" not in done.stdout and "Traceback" not in done.stderr
+
+
+def test_dry_run_refuses_what_the_run_would_refuse(file, tmp_path: Path, capsys):
+    assert main(["ppo", file, "--dry-run", "--reward", "[]"]) == 2
+    assert "ppo needs a `reward`" in capsys.readouterr().err
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "kept.txt").write_text("something")
+    assert main(["ppo", file, "--dry-run"]) == 1
+    assert "is not empty" in capsys.readouterr().err

@@ -52,8 +52,8 @@ def test_an_output_in_use(accord_command, tmp_path: Path):
 
 def test_resume_with_another_recipe(accord_command):
     assert accord_command("sft").code == 0
-    outcome = accord_command("sft", {"train": {"learning_rate": 0.5}}, "--resume")
-    assert outcome.code == 2 and "train.learning_rate: was 0.003, now 0.5" in outcome.error
+    outcome = accord_command("sft", {"train": {"weight_decay": 0.5}}, "--resume")
+    assert outcome.code == 2 and "train.weight_decay: was 0.0, now 0.5" in outcome.error
 
 
 def test_a_checkpoint_cut_short(accord_command, base, tmp_path: Path):

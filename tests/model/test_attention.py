@@ -8,7 +8,14 @@ from torch import nn
 
 from accord.errors import ModelError
 from accord.model import attention
-from accord.model.attention import FLASH, SEGMENTS, choose_attention, packed_arguments, segment_attention
+from accord.model.attention import (
+    FLASH,
+    SEGMENTS,
+    choose_attention,
+    flash_attention,
+    packed_arguments,
+    segment_attention,
+)
 
 LAYER = nn.Identity()
 
@@ -107,3 +114,22 @@ def test_packed_arguments_carry_neither_mask_nor_cache(batch) -> None:
 def test_choose_attention(monkeypatch, device: str, dtype: torch.dtype, installed: bool, chosen: str) -> None:
     monkeypatch.setattr(attention, "is_flash_attn_2_available", lambda: installed)
     assert choose_attention(torch.device(device), dtype) == chosen
+
+
+def test_flash_takes_packed_sequences_and_leaves_decoding_to_segments(monkeypatch) -> None:
+    """The kernels read no 4-d mask, so a decoding step must not reach them. (They themselves need a GPU.)"""
+    calls = []
+
+    def kernels(module, query, key, value, attention_mask, **arguments):
+        calls.append((attention_mask, sorted(arguments)))
+        return query.transpose(1, 2), None
+
+    monkeypatch.setitem(attention.ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", kernels)
+    query, key, value = qkv(5)
+    flash_attention(LAYER, query, key, value, None, segment_bounds=[0, 2, 5], cu_seq_lens_q=torch.tensor([0, 2, 5]))
+    assert calls == [(None, ["cu_seq_lens_q"])]
+    query, key, value = qkv(1, 5)
+    mask = torch.tensor([True, True, True, True, False])[None, None, None]
+    out, _ = flash_attention(LAYER, query, key, value, mask)
+    assert len(calls) == 1
+    assert torch.equal(out, segment_attention(LAYER, query, key, value, mask)[0])

@@ -185,10 +185,12 @@ def test_each_option(kind, base, tmp_path: Path):
         assert first["ppo/mean_scores"] == pytest.approx(first["env/reward_mean"] - unfinished, abs=1e-5)
 
 
-@pytest.mark.parametrize("start", ["base", "adapter", "full"])
+@pytest.mark.parametrize("start", ["base", "adapter", "full", "dropout"])
 def test_the_first_step_is_on_policy(start, base, sft_adapter, tmp_path: Path):
-    """Invariant 2: KL 0, ratio 1, nothing clipped; also from an adapter (the reference is that adapter, frozen)."""
-    over = ONE_STEP | ({"adapter": None} if start == "full" else {})
+    """Invariant 2: KL 0, ratio 1, nothing clipped; also from an adapter (the reference is that adapter, frozen), and with
+    dropout in the adapter, which rollouts and their learning leave off."""
+    own = {"full": {"adapter": None}, "dropout": {"adapter": {"dropout": 0.5}}}
+    over = ONE_STEP | own.get(start, {})
     done = run("ppo", sft_adapter if start == "adapter" else base, tmp_path, over)
     check(done)
     first = done.metrics[0]
@@ -280,3 +282,9 @@ def test_a_reward_model_with_another_tokenizer_is_refused(base, reward_classifie
     train_tokenizer(["quite other words here"] * 3, 290).save_pretrained(other)
     with pytest.raises(ModelError, match="another tokenizer"):
         run("ppo", base, tmp_path, {"reward": str(other)})
+
+
+def test_a_prompt_and_response_longer_than_the_model_reads_are_refused(base, tmp_path: Path):
+    over = {"rollout": {"max_new_tokens": 125}, "data": {"max_tokens": 1000}}  # the tiny model has 128 positions
+    with pytest.raises(ConfigError, match=r"reads at most 128 tokens .* lower data.max_prompt_tokens"):
+        run("ppo", base, tmp_path, over)

@@ -43,3 +43,9 @@ def test_a_source_of_weight_zero_is_still_recorded(rollouts) -> None:
     )
     assert [r.score for r in scored] == [1.0, 2.0, 3.0]
     assert [r.scores["watched"] for r in scored] == [5.0, 6.0, None]
+
+
+def test_a_watched_source_alone_is_no_score(rollouts) -> None:
+    mixed = MixedReward([(Fixed("a", [1.0, None, 3.0]), 1.0), (Fixed("watched", [5.0, 6.0, 7.0]), 0.0)])
+    with pytest.raises(RewardError, match="no reward applies to sample 1"):
+        mixed.score(rollouts)

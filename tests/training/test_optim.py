@@ -48,13 +48,18 @@ def test_beyond_the_end_the_rate_stays_at_the_floor():
 
 
 def test_only_matrices_are_decayed():
-    weights = {"matrix": nn.Parameter(torch.ones(2, 2)), "norm": nn.Parameter(torch.ones(2))}
+    weights = {
+        "matrix": nn.Parameter(torch.ones(2, 2)),
+        "norm": nn.Parameter(torch.ones(2)),
+        "critic.value_head.weight": nn.Parameter(torch.ones(1, 2)),
+    }
     optimizer = make_optimizer(weights, TrainConfig(learning_rate=0.1, weight_decay=0.5, betas=(0.8, 0.9)))
     for weight in weights.values():
         weight.grad = torch.zeros_like(weight)
     optimizer.step()
     assert torch.allclose(weights["matrix"], torch.full((2, 2), 0.95))  # 1 - lr x decay
     assert torch.equal(weights["norm"], torch.ones(2))
+    assert torch.equal(weights["critic.value_head.weight"], torch.ones(1, 2))
     assert all(group["betas"] == (0.8, 0.9) for group in optimizer.param_groups)
 
 

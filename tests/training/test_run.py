@@ -83,11 +83,11 @@ def test_a_changed_recipe_is_refused_key_by_key(tmp_path: Path):
     directory.close()
     saved = (directory.path / "config.yaml").read_text()
     with pytest.raises(ConfigError) as caught:
-        RunDirectory(ppo(tmp_path, train={"learning_rate": 0.5}, algorithm={"kl": {"coef": 0.3}}, seed=4), resume=True)
+        RunDirectory(ppo(tmp_path, train={"weight_decay": 0.5}, algorithm={"kl": {"coef": 0.3}}, seed=4), resume=True)
     lines = str(caught.value).splitlines()
     assert [line for line in lines if line.startswith("  - ")] == [
         "  - algorithm.kl.coef: was 0.2, now 0.3",
-        "  - train.learning_rate: was 0.003, now 0.5",
+        "  - train.weight_decay: was 0.0, now 0.5",
         "  - seed: was 0, now 4",
     ]
     assert (directory.path / "config.yaml").read_text() == saved
@@ -100,13 +100,14 @@ def test_what_may_change_may(tmp_path: Path):
     train = {"iterations": 9, "checkpoint_every": 5, "keep": 7, "log_every": 3, "rollouts_every": 4, "sinks": ["wandb"]}
     RunDirectory(ppo(tmp_path, train=train, placement={"threads": 1}), resume=True).close()
     assert read_saved(directory.path)["train"]["iterations"] == 9
-    assert {"learning_rate", "batch_size", "micro_batch_tokens"}.isdisjoint(key[-1] for key in MAY_CHANGE)
+    assert {"weight_decay", "batch_size", "micro_batch_tokens"}.isdisjoint(key[-1] for key in MAY_CHANGE)
 
 
 def test_every_key_that_may_change_exists():
     keys = {("train", key) for key in accord.PPORecipe.model_fields["train"].annotation.model_fields}
     keys |= {("train", key) for key in accord.SFTRecipe.model_fields["train"].annotation.model_fields}
     keys |= {("placement", "threads"), ("output",)}
+    keys |= {("algorithm", key) for key in accord.PPORecipe.model_fields["algorithm"].annotation.model_fields}
     assert keys >= MAY_CHANGE
 
 

@@ -148,6 +148,8 @@ class FromRollouts:
         )
         self.reward_moments = RunningMoments()
         self.prepared = 0
+        self.coef_used = kl.coef
+        """The KL's weight in the iteration prepared last; the controller holds the next one's."""
 
     def score_rollouts(self, items: Sequence[Rollout], scorer: Scorer, *wanted: str) -> Scored:
         """Run the frozen passes, shape the scores, add the KL penalty, and let the controller react."""
@@ -169,6 +171,7 @@ class FromRollouts:
             "ppo/mean_non_score_reward": self.mean(sum_per_sequence(penalty_T, batch)),
             "objective/kl_coef": self.controller.coef,
         }
+        self.coef_used = self.controller.coef
         samples = float(self.sum_over_ranks(torch.tensor(float(batch.sequences))))
         self.controller.update(metrics["objective/kl"], int(samples))
         return Scored(batch, penalty_T.index_add(0, last_targets(batch), scores_N), scores_N, metrics)
@@ -202,7 +205,7 @@ class FromRollouts:
             mask_T=batch.target_mask_T,
             tokens=denominators.tokens,
             estimator=kl.estimator,
-            coef=self.controller.coef,
+            coef=self.coef_used,
         )
 
     def veto(self, metrics: Metrics) -> str | None:

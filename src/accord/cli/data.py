@@ -22,7 +22,7 @@ def run(command: str, words: list[str]) -> int:
     from accord.data import check, render
 
     report = check(options.path, options.split, _tokenizer(options.model) if options.model else None)
-    render(report, Console())
+    render(report, Console(), shown=len(report.problems))
     return 1 if report.problems else 0
 
 

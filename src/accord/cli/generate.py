@@ -15,6 +15,10 @@ def run(command: str, words: list[str]) -> int:
     options = _parser().parse_args(words)
     if not options.prompt and options.prompts is None:
         raise ConfigError('nothing to answer: give --prompt "..." (any number of times) or --prompts FILE.jsonl')
+    if options.limit is not None and options.limit < 1:
+        raise ConfigError(f"--limit must be 1 or more (given: {options.limit})")
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)  # now, and not after all the sampling
     from accord.config import DataConfig, ModelConfig
     from accord.data import read_records
     from accord.recipes.generate import GenerateOptions, generate

@@ -90,7 +90,7 @@ def _next(console: Console, folder: Path) -> None:
     lines = [
         ("look at the run", f"{folder}/ppo/report.html"),
         ("sample from it", f"accord generate {f}/ppo/model --prompts {f}/prompts.jsonl --limit 3"),
-        ("train it on", f"accord ppo {f}/ppo/config.yaml --output runs/longer --train.iterations 60"),
+        ("train it on", f"accord ppo --output {f}/ppo --resume --train.iterations 60"),
         ("as one model", f"accord merge {f}/ppo/model runs/positive-reviews"),
         ("on your own model", "accord quickstart --model PATH --output runs/mine"),
     ]

@@ -1,11 +1,11 @@
-"""`accord sft | reward | ppo`: all training commands are one: read the recipe, check it, then load torch and run."""
+"""`accord sft`, `ppo` and their like: all training commands are one: read the recipe, check it, then load torch and run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from accord.config import RECIPES, Recipe, build, dump, load, merge, parse_overrides
+from accord.config import RECIPES, Recipe, RolloutRecipe, build, dump, load, merge, parse_overrides
 from accord.errors import ConfigError
 
 FLAGS = ("resume", "dry-run", "quiet")
@@ -54,28 +54,49 @@ def read_recipe(command: str, words: list[str], resume: bool = False) -> Recipe:
 
 def _dry_run(command: str, recipe: Recipe) -> int:
     """Check all that can be checked without weights, and print what would run."""
-    from accord.data.sources import read_rows
     from accord.model.loading import locate
+    from accord.training.run import refuse_used
 
     print(dump(recipe), end="")
+    refuse_used(Path(recipe.output))
     location = locate(recipe.model.path)
-    rows, rejected = read_rows(recipe.data.path, recipe.data.split, recipe.data.limit)
     on = f" on {location.base}" if location.adapter else ""
     print(f"# model: {location.adapter or location.base}{on}")
-    print(f"# data: {len(rows)} rows, {len(rejected)} unreadable (`accord data check {recipe.data.path}` tells more)")
+    for section in ("reference", "critic"):
+        path = getattr(getattr(recipe, section, None), "path", None)
+        if path is not None:
+            locate(path)
+    if isinstance(recipe, RolloutRecipe):
+        _check_rewards(command, recipe)
+    for line in _data_lines(recipe):
+        print(f"# data: {line}")
     for warning in recipe.warnings():
         print(f"# warning: {warning}")
-    for term in getattr(recipe, "reward", ()):
-        _check_reward(term.model, term.function)
     print(f"# ready: accord {command} would write to {recipe.output}")
     return 0
 
 
-def _check_reward(model: str | None, function: str | None) -> None:
+def _data_lines(recipe: Recipe) -> list[str]:
+    """What the data's files hold, read as the recipe would read them."""
+    from accord.data import read_records
+    from accord.types import Example, PreferencePair, Prompt
+
+    want = {"sft": Example, "reward": PreferencePair}.get(recipe.algorithm.type, Prompt)
+    paths = [recipe.data.path, *([recipe.data.eval_path] if recipe.data.eval_path else [])]
+    loaded = [read_records(recipe.data, path, want) for path in paths]
+    return [f"{one.path}: {len(one.records)} of {one.rows} rows can be used ({one.format})" for one in loaded]
+
+
+def _check_rewards(command: str, recipe: RolloutRecipe) -> None:
     from accord.model.loading import locate
     from accord.rewards.function import load_function
 
-    if model is not None:
-        locate(model)
-    if function is not None:
-        load_function(function)
+    if not recipe.reward:
+        raise ConfigError(
+            f"{command} needs a `reward`: --reward rewards.py:FUNCTION, or --reward PATH of a reward model"
+        )
+    for term in recipe.reward:
+        if term.model is not None:
+            locate(term.model)
+        if term.function is not None:
+            load_function(term.function)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from accord.config import LoraConfig, ModelConfig
 from accord.errors import ConfigError, ModelError
-from accord.model.loading import is_scorer, load_tokenizer, load_weights, locate, quiet_progress
+from accord.model.loading import distinct_padding, is_scorer, load_tokenizer, load_weights, locate, quiet_progress
 
 WEIGHTS = "adapter_model.safetensors"
 HEAD_KEY = "base_model.model.score.weight"
@@ -31,7 +31,8 @@ class AdapterSet:
 
     def __init__(self, model: PreTrainedModel, base_path: str) -> None:
         self.model = model
-        self.base_path = base_path
+        # Saved adapters name their base; a relative path would be right in one working directory only.
+        self.base_path = str(Path(base_path).resolve()) if Path(base_path).exists() else base_path
         self.wrapped: peft.PeftModel | None = None
         self._now: tuple[str | None, bool] = (None, False)
 
@@ -50,6 +51,7 @@ class AdapterSet:
         except ValueError as error:
             raise ConfigError(f"adapter.targets: {error}") from error
         self._switch(*self._now)
+        self.model.eval()  # peft's new dropout starts in training mode, and would act in rollouts until the first update
 
     def load(self, name: str, folder: Path) -> Tensor | None:
         """Put a saved adapter on the base; returns the weight of its score head if it is a sequence classifier's."""
@@ -160,6 +162,8 @@ def merge(adapter: Path, output: Path, dtype: torch.dtype, trust_remote_code: bo
         location.base, torch.float32, cpu, scorer=scorer, headless=scorer, trust_remote_code=trust_remote_code
     )
     merged = peft.PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
+    if scorer:
+        merged.config.pad_token_id = distinct_padding(tokenizer)
     with quiet_progress():
         merged.to(dtype).save_pretrained(output)
     tokenizer.save_pretrained(output)

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from accord.batch import TokenBatch
 from accord.errors import ModelError
 
 SEGMENTS = "accord_segments"
-FLASH = "flash_attention_2"
+FLASH = "accord_flash"
 
 
 def segment_attention(
@@ -91,6 +92,21 @@ def segment_attention(
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
+def flash_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **arguments: Any
+) -> tuple[Tensor, None]:
+    """Flash attention's variable-length kernels for packed sequences, `segment_attention` for a decoding step.
+
+    Registered as `accord_flash`. For the arguments see `segment_attention`.
+    """
+    if attention_mask is not None or arguments.get("segment_bounds") is None:
+        return segment_attention(module, query, key, value, attention_mask, **arguments)
+    arguments.pop("segment_bounds")
+    packed: Any = ALL_ATTENTION_FUNCTIONS["flash_attention_2"]
+    output, _ = packed(module, query, key, value, None, **arguments)
+    return output, None
+
+
 def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
     """Causal mask of a sliding window, bool [length, length]; `None` where the window is at least as long."""
     if window is None or length <= window:
@@ -124,3 +140,4 @@ def choose_attention(device: torch.device, dtype: torch.dtype) -> str:
 
 
 AttentionInterface.register(SEGMENTS, segment_attention)
+AttentionInterface.register(FLASH, flash_attention)

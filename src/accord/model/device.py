@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 
 import torch
 
@@ -19,14 +21,29 @@ def choose_device(placement: PlacementConfig) -> torch.device:
     if placement.threads is not None:
         torch.set_num_threads(placement.threads)
     if placement.device == "auto":
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        if accelerator is not None and placement.type == "torchrun":
-            return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
-        return accelerator or torch.device("cpu")
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return _own(found or torch.device("cpu"), placement)
     try:
         device = torch.device(placement.device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"placement.device: {placement.device!r} cannot be used here: {reason}") from error
-    return device
+    return _own(device, placement)
+
+
+def _own(device: torch.device, placement: PlacementConfig) -> torch.device:
+    """Under torchrun, the accelerator that belongs to this process, also as the default of torch's own calls."""
+    if device.type == "cpu" or placement.type != "torchrun":
+        return device
+    index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+    torch.accelerator.set_device_index(index)
+    return torch.device(device.type, index)
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Peak memory so far, GiB: what tensors took of an accelerator, or what this process took of the machine."""
+    if device.type != "cpu":
+        return torch.accelerator.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -6,9 +6,9 @@ import copy
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from accord.model.loading import quiet_progress
+from accord.model.loading import distinct_padding, quiet_progress
 from accord.model.roles import Roles
 
 
@@ -33,22 +33,6 @@ def save_scorer(roles: Roles, folder: Path) -> None:
     else:
         _save_model(as_classifier(roles.model, role.score_head.weight, padding), folder)
     tokenizer.save_pretrained(folder)
-
-
-def distinct_padding(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Give a classifier's tokenizer a pad token that is not EOS, if it has any other special token; returns its id.
-
-    transformers' classifiers read the score at the last token that is not the pad token. Where EOS is padding, that is the
-    token before EOS, and the score would differ from the one that was trained, at EOS.
-    """
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
-        return tokenizer.pad_token_id
-    others = [token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token]
-    if not others:
-        tokenizer.pad_token = None
-        return None
-    tokenizer.pad_token = others[0]
-    return tokenizer.pad_token_id
 
 
 def as_classifier(model: PreTrainedModel, score: torch.Tensor, padding: int | None) -> PreTrainedModel:

@@ -211,3 +211,19 @@ def trunk_of(model: PreTrainedModel) -> nn.Module:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
+
+
+def distinct_padding(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Give a classifier's tokenizer a pad token that is not EOS, if it has any other special token; returns its id.
+
+    transformers' classifiers read the score at the last token that is not the pad token. Where EOS is padding, that is the
+    token before EOS, and the score would differ from the one that was trained, at EOS.
+    """
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return tokenizer.pad_token_id
+    others = [token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token]
+    if not others:
+        tokenizer.pad_token = None
+        return None
+    tokenizer.pad_token = others[0]
+    return tokenizer.pad_token_id

@@ -31,11 +31,11 @@ class Scorer:
         """Streams of a batch.
 
         Args:
-            batch: packed sequences, on any device.
+            batch: packed sequences, on the CPU; micro-batches go to the roles' device.
             wanted: of `old_logprobs_T`, `values_T`, `ref_logprobs_T`, `full_kl_T`.
 
         Returns:
-            The wanted streams, float32 [T], on the batch's device, 0 off the targets.
+            The wanted streams, float32 [T], on the CPU, 0 off the targets.
         """
         wanted = set(wanted)
         streams: dict[str, Tensor] = {}

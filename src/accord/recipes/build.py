@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
-from accord.config import DataConfig, ExampleTrain, Recipe
+from accord.config import DataConfig, ExampleTrain, LoraConfig, ModelConfig, Recipe
 from accord.data import Encoded, Encoder, Loaded, read_records, set_chat_template, stop_ids
 from accord.errors import ConfigError
 from accord.model.device import choose_device
@@ -31,15 +31,41 @@ class Split(Generic[T]):
     facts: dict[str, str]
 
 
+def open_model(
+    model: ModelConfig, adapter: LoraConfig | None, device: torch.device, seed: int = 0
+) -> tuple[Roles, Encoder]:
+    """Load the base, and make the encoder of its tokenizer; fresh adapters will start from the seed."""
+    seed_everything(seed)
+    roles = Roles(model, adapter, device)
+    if model.chat_template is not None:
+        set_chat_template(roles.tokenizer, model.chat_template)
+    return roles, Encoder(roles.tokenizer, stop_ids(roles.tokenizer, roles.model.generation_config))
+
+
+def check_context(roles: Roles, tokens: int, keys: str) -> None:
+    """Refuse sequences that are longer than the model can read.
+
+    Args:
+        roles: with the model.
+        tokens: the longest sequence there will be.
+        keys: the recipe's keys that bound it, for the message.
+
+    Raises:
+        ConfigError: it is longer than the model's positions reach.
+    """
+    limit = getattr(roles.model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and tokens > limit:
+        raise ConfigError(
+            f"{roles.config.path} reads at most {limit} tokens (max_position_embeddings), and sequences would have up to "
+            f"{tokens}: lower {keys}"
+        )
+
+
 def start(recipe: Recipe) -> tuple[Roles, Encoder, Ranks]:
-    """Choose the device, load the base, and make the encoder of its tokenizer."""
+    """Choose the device, join the other ranks, and open the model."""
     device = choose_device(recipe.placement)
     ranks = Ranks.from_environment() if recipe.placement.type == "torchrun" else Ranks()
-    seed_everything(recipe.seed)  # new adapters start at random
-    roles = Roles(recipe.model, recipe.adapter, device)
-    if recipe.model.chat_template is not None:
-        set_chat_template(roles.tokenizer, recipe.model.chat_template)
-    return roles, Encoder(roles.tokenizer, stop_ids(roles.tokenizer, roles.model.generation_config)), ranks
+    return *open_model(recipe.model, recipe.adapter, device, recipe.seed), ranks
 
 
 def load_split(recipe: Recipe, want: type[Record], encode: Callable[[Loaded, DataConfig], Encoded[T]]) -> Split[T]:

@@ -12,7 +12,7 @@ from accord.config import DataConfig, RewardRecipe, SFTRecipe
 from accord.data import Encoded, Encoder, Loaded
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
-from accord.recipes.build import example_stream, load_split, model_facts, start
+from accord.recipes.build import check_context, example_stream, load_split, model_facts, start
 from accord.training.evaluate import evaluate
 from accord.training.learner import Learner
 from accord.training.loop import Parts
@@ -29,6 +29,7 @@ def build_examples(
     add_role: Callable[[Roles], None],
     want: type[Record],
     encode: Callable[[Loaded, Encoder, DataConfig], Encoded[T]],
+    length: Callable[[T], int],
     save: Callable[[Roles, Path], None],
     next_steps: Sequence[tuple[str, str]],
 ) -> Parts:
@@ -40,12 +41,15 @@ def build_examples(
         add_role: adds the role that learns to the base.
         want: kind of record to read.
         encode: records to token ids.
+        length: tokens of an encoded record (of its longest sequence).
         save: writes what was learnt to a folder.
         next_steps: title and command of what a person may do with it.
     """
     roles, encoder, ranks = start(recipe)
     add_role(roles)
     split = load_split(recipe, want, lambda loaded, config: encode(loaded, encoder, config))
+    longest = max(length(item) for item in (*split.train, *split.held_out))
+    check_context(roles, longest, "data.max_tokens")
     stream, steps = example_stream(split.train, recipe, recipe.train, ranks)
     scorer = Scorer(roles, recipe.train.micro_batch_tokens)
     learner = Learner(roles, algorithm, recipe.train, steps, ranks)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from accord.config import LoraConfig, ModelConfig, PlacementConfig, ReferenceConfig
-from accord.data import EncodedPrompt, Encoder, set_chat_template, stop_ids
+from accord.data import EncodedPrompt
+from accord.errors import ConfigError
 from accord.model.device import choose_device
-from accord.model.roles import Roles
+from accord.recipes.build import check_context, open_model
 from accord.rollout.collect import Collector
 from accord.rollout.native import NativeEngine
 from accord.rollout.protocol import Progress, Sampling
@@ -29,6 +30,20 @@ class GenerateOptions:
     max_sequences: int = 64
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        rules = {
+            "samples must be 1 or more": self.samples >= 1,
+            "max_new_tokens must be 1 or more": self.max_new_tokens >= 1,
+            "temperature must be 0 or more": self.temperature >= 0,
+            "top_k must be 0 or more": self.top_k >= 0,
+            "top_p must be above 0 and at most 1": 0 < self.top_p <= 1,
+            "max_sequences must be 1 or more": self.max_sequences >= 1,
+            "seed must be 0 or more": self.seed >= 0,
+        }
+        broken = [rule for rule, holds in rules.items() if not holds]
+        if broken:
+            raise ConfigError("; ".join(broken))
+
 
 def generate(
     model: ModelConfig,
@@ -47,14 +62,12 @@ def generate(
         progress: told of finished responses and sampled tokens.
 
     Raises:
+        ConfigError: prompt and response do not fit into the model.
         ModelError, GenerationError: see there.
     """
     options = options or GenerateOptions()
-    roles = Roles(model, LoraConfig(), choose_device(placement or PlacementConfig()))
+    roles, encoder = open_model(model, LoraConfig(), choose_device(placement or PlacementConfig()))
     roles.add_reference(ReferenceConfig())  # the frozen model as it was saved: base, or base with its adapter
-    if model.chat_template is not None:
-        set_chat_template(roles.tokenizer, model.chat_template)
-    encoder = Encoder(roles.tokenizer, stop_ids(roles.tokenizer, roles.model.generation_config))
     sampling = Sampling(
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
@@ -66,4 +79,6 @@ def generate(
     engine = NativeEngine(roles, options.max_sequences, role="reference")
     collector = Collector(engine, None, roles.tokenizer, sampling, options.samples, options.seed)
     encoded = [EncodedPrompt(encoder.encode_prompt(text), encoder.prompt_text(text)) for text in prompts]
+    longest = max((len(prompt.ids) for prompt in encoded), default=0)
+    check_context(roles, longest + options.max_new_tokens, "the prompt or max_new_tokens")
     return collector.collect(encoded, 0, progress).rollouts

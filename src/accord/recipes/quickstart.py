@@ -26,6 +26,7 @@ from accord.errors import RunError
 from accord.model.tiny import write_tiny_model
 from accord.recipes import train
 from accord.recipes.generate import GenerateOptions, generate
+from accord.training.run import is_used
 from accord.types import Record, Rollout
 
 REVIEW_TOKENS = 72
@@ -78,7 +79,7 @@ def run_road(folder: Path, model: str | None = None, seed: int = 0, say: Callabl
         RunError: the folder is not empty.
     """
     started = time.perf_counter()
-    if folder.exists() and any(folder.iterdir()):
+    if is_used(folder):
         raise RunError(
             f"{folder} is not empty, so a quickstart has run there already. Delete the folder, or give another one with --output"
         )
@@ -169,7 +170,7 @@ def _stages(folder: Path, base: str, seed: int) -> dict[str, Recipe]:
                 ],
                 "critic": {"start": "reward"},
                 "rollout": {"max_new_tokens": REVIEW_TOKENS},
-                "algorithm": {"kl": {"coef": 0.02, "target": None}, "missing_eos_penalty": 1.0, "epochs": 2},
+                "algorithm": {"kl": {"coef": 0.03, "target": None}, "missing_eos_penalty": 1.0, "epochs": 2},
                 "train": {"iterations": 30, "batch_size": 64, "learning_rate": 8e-4},
                 "output": str(folder / "ppo"),
             },

@@ -20,6 +20,7 @@ def build(recipe: RewardRecipe) -> Parts:
         add_role=Roles.add_scorer,
         want=PreferencePair,
         encode=encode_pairs,
+        length=lambda pair: max(len(pair.chosen), len(pair.rejected)),
         save=save_scorer,
         next_steps=[("next", _next_step(recipe))],
     )

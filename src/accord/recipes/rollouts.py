@@ -15,7 +15,7 @@ from accord.model.loading import load_tokenizer, locate
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
 from accord.ops.statistics import SumOverRanks
-from accord.recipes.build import load_split, model_facts, start
+from accord.recipes.build import check_context, load_split, model_facts, start
 from accord.rewards import FunctionReward, MixedReward, ModelReward, RewardSource
 from accord.rewards.function import load_function
 from accord.rollout.collect import Collector
@@ -55,6 +55,8 @@ def build_rollouts(recipe: RolloutRecipe, make_algorithm: Callable[[SumOverRanks
 
     split = load_split(recipe, Prompt, encode)
     rollout = recipe.rollout
+    longest = max(len(prompt.ids) for prompt in split.train) + rollout.max_new_tokens
+    check_context(roles, longest, "data.max_prompt_tokens or rollout.max_new_tokens")
     engine = NativeEngine(roles, rollout.max_sequences, recipe.train.micro_batch_tokens)
     sampling = make_sampling(recipe, encoder.stop_ids)
     collector = Collector(engine, rewards, roles.tokenizer, sampling, rollout.samples, recipe.seed)
@@ -92,6 +94,9 @@ def _check_ranks(recipe: RolloutRecipe, ranks: Ranks) -> None:
 def add_roles(recipe: RolloutRecipe, roles: Roles) -> Scorer:
     """Policy, reference, rewards and critic, in the order in which one may start from another; returns their scorer."""
     critic = getattr(recipe, "critic", None)
+    for path in (recipe.reference.path, getattr(critic, "path", None)):
+        if path is not None:
+            _check_tokenizer(path, roles)
     roles.add_policy(critic)
     roles.add_reference(recipe.reference)
     for term in recipe.reward:
@@ -104,13 +109,13 @@ def add_roles(recipe: RolloutRecipe, roles: Roles) -> Scorer:
 
 
 def _check_tokenizer(path: str, roles: Roles) -> None:
-    """A reward model reads the policy's token ids, so the two must mean the same by them."""
+    """Reference, critic and reward read the policy's token ids, so they must mean the same by them."""
     location = locate(path)
     config = roles.config.model_copy(update={"path": path})
     if load_tokenizer(config, location).get_vocab() != roles.tokenizer.get_vocab():
         raise ModelError(
-            f"the reward model {path} has another tokenizer than the policy {roles.config.path}; it would read other words. "
-            "Train the reward model on the policy's base, or wrap it in a reward function that takes text"
+            f"{path} has another tokenizer than the policy {roles.config.path}; it would read other words. Take one that was "
+            "trained on the policy's base; a reward model can also be wrapped in a reward function that takes text"
         )
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from accord.algorithms import Metrics
 from accord.config import PPORecipe, build, load
-from accord.data import EncodedPrompt, Encoder, set_chat_template, stop_ids
-from accord.errors import DataError, RewardError
+from accord.data import EncodedPrompt
+from accord.errors import ConfigError, DataError, RewardError
 from accord.model.device import choose_device
 from accord.model.export import save_policy
-from accord.model.roles import Roles
+from accord.recipes.build import check_context, open_model
 from accord.recipes.ppo import make_algorithm
 from accord.recipes.rollouts import add_roles, make_sampling
 from accord.rewards.protocol import checked_scores, describe
@@ -50,11 +50,12 @@ class PPO:
             config = load(config)
         self.recipe = config if isinstance(config, PPORecipe) else build(PPORecipe, UNREAD, config)
         recipe = self.recipe
-        seed_everything(recipe.seed)  # new adapters start at random
-        self.roles = Roles(recipe.model, recipe.adapter, choose_device(recipe.placement))
-        if recipe.model.chat_template is not None:
-            set_chat_template(self.roles.tokenizer, recipe.model.chat_template)
-        self.encoder = Encoder(self.roles.tokenizer, stop_ids(self.roles.tokenizer, self.roles.model.generation_config))
+        if recipe.placement.type != "local":
+            raise ConfigError(
+                "a session runs in one process (placement.type: local); `accord ppo` and accord.train run under torchrun"
+            )
+        device = choose_device(recipe.placement)
+        self.roles, self.encoder = open_model(recipe.model, recipe.adapter, device, recipe.seed)
         self.scorer = add_roles(recipe, self.roles)
         self.engine = NativeEngine(self.roles, recipe.rollout.max_sequences, recipe.train.micro_batch_tokens)
         self.algorithm = make_algorithm(recipe)
@@ -79,6 +80,8 @@ class PPO:
         """
         if not prompts:
             raise DataError("generate needs at least one prompt, and got none")
+        if columns is not None and len(columns) != len(prompts):
+            raise DataError(f"{len(columns)} columns were given for {len(prompts)} prompts; one mapping each is needed")
         encoded = []
         for index, text in enumerate(prompts):
             ids = self.encoder.encode_prompt(text)
@@ -88,6 +91,8 @@ class PPO:
                     "(data.max_prompt_tokens, or data.max_tokens - rollout.max_new_tokens)"
                 )
             encoded.append(EncodedPrompt(ids, self.encoder.prompt_text(text), columns[index] if columns else {}))
+        longest = max(len(prompt.ids) for prompt in encoded) + self.recipe.rollout.max_new_tokens
+        check_context(self.roles, longest, "rollout.max_new_tokens, or shorten the prompts")
         self._calls += 1
         return self._collector.collect(encoded, self._calls - 1).rollouts
 
@@ -99,7 +104,7 @@ class PPO:
             scores: one finite number for each.
 
         Returns:
-            The metrics that `accord ppo` logs.
+            The metrics of learning that `accord ppo` logs: `ppo/*`, `objective/*`, `env/*`, `optim/*`, `sampling/*` of the batch.
 
         Raises:
             RewardError: too few scores, or one that is no finite number.

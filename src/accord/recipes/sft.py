@@ -20,6 +20,7 @@ def build(recipe: SFTRecipe) -> Parts:
         add_role=Roles.add_policy,
         want=Example,
         encode=encode_examples,
+        length=len,
         save=save_policy,
         next_steps=_next_steps(recipe),
     )

@@ -32,7 +32,7 @@ class MixedReward:
         for index, rollout in enumerate(rollouts):
             values = {source.label: column[index] for (source, _), column in zip(self.sources, columns, strict=True)}
             weighted = zip((weight for _, weight in self.sources), values.values(), strict=True)
-            parts = [weight * value for weight, value in weighted if value is not None]
+            parts = [weight * value for weight, value in weighted if value is not None and weight != 0]
             if not parts:
                 raise RewardError(
                     f"no reward applies to {describe(index, rollout)}: each of {self.labels} returned None"

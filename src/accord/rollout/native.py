@@ -160,7 +160,7 @@ class _Generation:
             if logprob != logprob:
                 raise GenerationError(
                     f"the model gave NaN for token {len(row.token_ids)} of the response to request {row.index}; "
-                    "its weights are not finite: lower train.learning_rate and resume from an earlier checkpoint"
+                    "its weights are not finite: lower train.learning_rate and go on with --resume"
                 )
         done = 0
         for position in range(len(self.flying) - 1, first - 1, -1):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import resource
 import signal
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +19,7 @@ from accord.algorithms import Algorithm, Metrics
 from accord.batch import TokenBatch
 from accord.config import Recipe
 from accord.errors import AccordWarning, RunError
+from accord.model.device import peak_memory_gib
 from accord.model.scorer import Scorer
 from accord.rollout.protocol import Engine
 from accord.training.console import Console
@@ -123,7 +122,7 @@ def _iterate(parts: Parts, iteration: int, directory: RunDirectory, console: Con
     if parts.engine is not None:
         parts.engine.load(None, iteration + 1)
         every = getattr(parts.recipe.train, "rollouts_every", 0)
-        if (every and iteration % every == 0) or iteration + 1 == parts.iterations:
+        if every and (iteration % every == 0 or iteration + 1 == parts.iterations):
             parts.source.record(items, batch, iteration + 1, directory.rollouts)
     if parts.evaluate is not None and _due(parts.recipe.train.eval_every, iteration, parts.iterations):
         console.phase("eval", 1)
@@ -131,7 +130,7 @@ def _iterate(parts: Parts, iteration: int, directory: RunDirectory, console: Con
     return metrics | {
         "step": float(parts.learner.steps),
         "time/iteration": time.perf_counter() - started,
-        "memory/peak_gib": peak_memory_gib(),
+        "memory/peak_gib": peak_memory_gib(parts.learner.roles.device),
     }
 
 
@@ -240,14 +239,6 @@ def _summary(parts: Parts, directory: RunDirectory) -> list[tuple[str, str]]:
     lines = [("model", str(directory.model)), ("report", str(directory.path / "report.html"))]
     lines += [("metrics", str(directory.path / METRICS_FILE))]
     return [*lines, *parts.next_steps]
-
-
-def peak_memory_gib() -> float:
-    """Peak memory of this process: of the accelerator if there is one, else of the machine, GiB."""
-    if torch.accelerator.is_available():
-        return torch.accelerator.max_memory_allocated() / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 @contextmanager

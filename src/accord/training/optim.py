@@ -13,8 +13,9 @@ from accord.config import TrainConfig
 
 def make_optimizer(weights: Mapping[str, nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over named weights; heads and norms (one-dimensional weights) are not decayed."""
-    decayed = [weight for weight in weights.values() if weight.ndim > 1]
-    others = [weight for weight in weights.values() if weight.ndim <= 1]
+    kept = {name for name, weight in weights.items() if weight.ndim <= 1 or name.endswith("_head.weight")}
+    decayed = [weight for name, weight in weights.items() if name not in kept]
+    others = [weight for name, weight in weights.items() if name in kept]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     assert config.learning_rate is not None
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=config.betas)

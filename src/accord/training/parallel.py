@@ -60,14 +60,19 @@ class Ranks:
         return result
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add up gradients over all ranks, in one message; a parameter without one counts as zero."""
-        if self.size == 1:
-            return
+        """Add up gradients over all ranks, in one message. A rank without one counts as zero; a parameter that has none on
+        any rank keeps none, as with one rank, or the optimiser would take a step for it."""
         parameters = list(parameters)
-        for parameter in parameters:
+        if self.size == 1 or not parameters:
+            return
+        has = self.max(torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)).tolist()
+        gradients = []
+        for parameter in (p for p, some in zip(parameters, has, strict=True) if some):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            gradients.append(parameter.grad)
+        if not gradients:
+            return
         flat = torch.cat([gradient.flatten().float() for gradient in gradients])
         dist.all_reduce(flat)
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):

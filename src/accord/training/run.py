@@ -18,16 +18,17 @@ import yaml
 
 from accord.config import Recipe, dump
 from accord.errors import ConfigError, RunError
-from accord.training.sinks import METRICS_FILE
+from accord.training.sinks import METRICS_FILE, parse_row
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 MAY_CHANGE: set[tuple[str, ...]] = {
     ("train", key) for key in ("iterations", "steps", "epochs", "checkpoint_every", "keep", "sinks", "log_every")
 }
+MAY_CHANGE |= {("train", "learning_rate"), ("train", "max_grad_norm"), ("algorithm", "reward_clip")}
 MAY_CHANGE |= {("train", "eval_every"), ("train", "rollouts_every"), ("placement", "threads"), ("output",)}
-"""Keys that a resumed run may set anew: how long it goes on (the learning rate's schedule stretches along) and what it
-writes down. Any other change would make it another run."""
+"""Keys that a resumed run may set anew: how long it goes on (the learning rate's schedule stretches along), what it writes
+down, and what mends a run whose numbers ran away. Any other change would make it another run."""
 
 
 @dataclass
@@ -68,21 +69,16 @@ class RunDirectory:
         self._lock: IO[str] | None = None
         if recipe.placement.type == "torchrun" and os.environ.get("RANK", "0") != "0":
             return
-        if self.path.is_file():
-            raise RunError(f"output {self.path} is a file; a run needs a folder of its own")
-        used = self.path.exists() and any(entry.name != ".lock" for entry in self.path.iterdir())
-        if used and not resume:
-            raise RunError(
-                f"output {self.path} is not empty. Continue the run in it with --resume, or choose another `output`; "
-                "nothing was changed"
-            )
+        used = is_used(self.path)
+        if not resume:
+            refuse_used(self.path)
         self._fresh = not used
         if resume and used:
             self._check_same_recipe()
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = self._take_lock()
-        (self.path / CONFIG).write_text(dump(recipe), encoding="utf-8")
-        (self.path / ENVIRONMENT).write_text(json.dumps(environment(), indent=1), encoding="utf-8")
+        _write_whole(self.path / CONFIG, dump(recipe))
+        _write_whole(self.path / ENVIRONMENT, json.dumps(environment(), indent=1))
 
     def _take_lock(self) -> IO[str]:
         lock = (self.path / ".lock").open("w", encoding="utf-8")
@@ -128,7 +124,39 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a run's `metrics.jsonl`."""
     file = path / METRICS_FILE
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return [json.loads(line) for line in lines if line.strip()]
+    rows = (parse_row(line) for line in lines)
+    return [row for row in rows if row is not None]
+
+
+def is_used(folder: Path) -> bool:
+    """Whether a folder holds anything.
+
+    Raises:
+        RunError: it is a file.
+    """
+    if folder.is_file():
+        raise RunError(f"output {folder} is a file; a run needs a folder of its own")
+    return folder.exists() and any(entry.name != ".lock" for entry in folder.iterdir())
+
+
+def refuse_used(folder: Path) -> None:
+    """Refuse a folder that holds anything.
+
+    Raises:
+        RunError: it does.
+    """
+    if is_used(folder):
+        raise RunError(
+            f"output {folder} is not empty. Continue the run in it with --resume, or choose another `output`; "
+            "nothing was changed"
+        )
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write aside and rename, so that a kill leaves the old file or the new one."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
 
 
 def read_saved(output: str | Path) -> dict[str, Any]:

@@ -85,14 +85,14 @@ def _drop_torn_line(path: Path) -> None:
     if not tail:
         return
     with path.open("r+b") as file:
-        if _parse(tail.decode("utf-8", "replace")) is not None:
+        if parse_row(tail.decode("utf-8", "replace")) is not None:
             file.seek(0, os.SEEK_END)
             file.write(b"\n")
         else:
             file.truncate(len(whole) + len(newline))
 
 
-def _parse(line: str) -> dict[str, Any] | None:
+def parse_row(line: str) -> dict[str, Any] | None:
     """The row that a line holds, or None for one that is damaged."""
     try:
         row = json.loads(line)
@@ -105,7 +105,7 @@ def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Lines and their rows; a damaged line in the middle is left out, and said."""
     result = []
     for index, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        row = _parse(line)
+        row = parse_row(line)
         if row is not None:
             result.append((line, row))
         elif line.strip():

@@ -15,7 +15,8 @@ T = TypeVar("T")
 
 class Stream(Generic[T]):
     """Endless passes over items, each pass in a new order. The batch of an iteration is a function of (seed, iteration), so
-    a resumed run needs no state and cannot see an item twice or skip one.
+    a resumed run needs no state and cannot see an item twice or skip one (unless it is given more epochs than before: a short
+    last batch stays short).
 
     Args:
         items: what to draw from.
