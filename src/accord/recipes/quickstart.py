@@ -154,7 +154,7 @@ def _stages(folder: Path, base: str, seed: int) -> dict[str, Recipe]:
             {
                 "model": {"path": sft},
                 "data": {"path": str(folder / "data" / "pairs.jsonl"), "eval_fraction": 0.1},
-                "train": {"epochs": 1, "batch_size": 16, "learning_rate": 2e-3, "log_every": 25},
+                "train": {"epochs": 1, "batch_size": 16, "learning_rate": 2e-3, "log_every": 50},
                 "output": str(folder / "reward"),
             },
         ),
@@ -183,7 +183,7 @@ def _write_data(folder: Path, seed: int) -> None:
     data.mkdir(parents=True)
     _write(data / "corpus.jsonl", ({"text": text} for text in write_corpus(12_000, seed)))
     _write(data / "examples.jsonl", map(_row, write_examples(1200, seed)))
-    _write(data / "pairs.jsonl", map(_row, write_pairs(5000, seed)))
+    _write(data / "pairs.jsonl", map(_row, write_pairs(8000, seed)))
     _write(data / "held_out.jsonl", map(_row, write_prompts(HELD_OUT, seed, held_out=True)))
     _write(folder / "prompts.jsonl", map(_row, write_prompts(1000, seed)))
 
