@@ -170,7 +170,7 @@ def _stages(folder: Path, base: str, seed: int) -> dict[str, Recipe]:
                 ],
                 "critic": {"start": "reward"},
                 "rollout": {"max_new_tokens": REVIEW_TOKENS},
-                "algorithm": {"kl": {"coef": 0.03, "target": None}, "missing_eos_penalty": 1.0, "epochs": 2},
+                "algorithm": {"kl": {"coef": 0.02, "target": None}, "missing_eos_penalty": 1.0, "epochs": 2},
                 "train": {"iterations": 30, "batch_size": 64, "learning_rate": 8e-4},
                 "output": str(folder / "ppo"),
             },
