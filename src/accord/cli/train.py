@@ -79,11 +79,9 @@ def _dry_run(command: str, recipe: Recipe) -> int:
 def _data_lines(recipe: Recipe) -> list[str]:
     """What the data's files hold, read as the recipe would read them."""
     from accord.data import read_records
-    from accord.types import Example, PreferencePair, Prompt
 
-    want = {"sft": Example, "reward": PreferencePair}.get(recipe.algorithm.type, Prompt)
     paths = [recipe.data.path, *([recipe.data.eval_path] if recipe.data.eval_path else [])]
-    loaded = [read_records(recipe.data, path, want) for path in paths]
+    loaded = [read_records(recipe.data, path, recipe.reads) for path in paths]
     return [f"{one.path}: {len(one.records)} of {one.rows} rows can be used ({one.format})" for one in loaded]
 
 

@@ -1,27 +1,23 @@
 """Recipes as validated data. Nothing here imports torch, so a typo costs a tenth of a second and not a model load."""
 
-from accord.config.algorithm import (
-    GRPOConfig,
-    KLConfig,
-    PPOConfig,
-    ReinforceConfig,
-    RewardConfig,
-    RLOOConfig,
-    RolloutAlgorithm,
-    SFTConfig,
-)
+from accord.config.algorithm import AlgorithmConfig, KLConfig, RolloutAlgorithm
 from accord.config.base import Section, build, dump, load, merge, parse_overrides
 from accord.config.data import DataConfig
 from accord.config.model import CriticConfig, LoraConfig, ModelConfig, ReferenceConfig
-from accord.config.recipe import (
+from accord.config.recipe import ExampleRecipe, Recipe, RolloutRecipe
+from accord.config.recipes import (
     RECIPES,
+    GRPOConfig,
     GRPORecipe,
+    PPOConfig,
     PPORecipe,
-    Recipe,
+    ReinforceConfig,
     ReinforceRecipe,
+    RewardConfig,
     RewardRecipe,
+    RLOOConfig,
     RLOORecipe,
-    RolloutRecipe,
+    SFTConfig,
     SFTRecipe,
 )
 from accord.config.reward import RewardTerm
@@ -30,8 +26,10 @@ from accord.config.train import ExampleTrain, PlacementConfig, RolloutTrain, Tra
 
 __all__ = [
     "RECIPES",
+    "AlgorithmConfig",
     "CriticConfig",
     "DataConfig",
+    "ExampleRecipe",
     "ExampleTrain",
     "GRPOConfig",
     "GRPORecipe",

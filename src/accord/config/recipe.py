@@ -1,4 +1,4 @@
-"""Whole recipes: one class per training command, a literal dict of them, and the checks that look across sections."""
+"""What whole recipes share, and the checks that look across sections. Each algorithm's own is in `config.recipes`."""
 
 from __future__ import annotations
 
@@ -6,29 +6,19 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from accord.config.algorithm import (
-    AlgorithmConfig,
-    GRPOConfig,
-    PPOConfig,
-    ReinforceConfig,
-    RewardConfig,
-    RLOOConfig,
-    SFTConfig,
-)
+from accord.config.algorithm import AlgorithmConfig, RolloutAlgorithm
 from accord.config.base import Section
 from accord.config.data import DataConfig
-from accord.config.model import CriticConfig, LoraConfig, ModelConfig, ReferenceConfig
+from accord.config.model import LoraConfig, ModelConfig, ReferenceConfig
 from accord.config.reward import RewardTerm
 from accord.config.rollout import RolloutConfig
 from accord.config.train import ExampleTrain, PlacementConfig, RolloutTrain, TrainConfig
+from accord.types import Prompt, Record
 
 
-def _given(section: Any) -> Any:
+def given(section: Any) -> Any:
     """The keys that were given of a section, be it a mapping, an object or nothing."""
     return section.model_dump(exclude_unset=True) if isinstance(section, Section) else section or {}
-
-
-RolloutAlgorithms = PPOConfig | RLOOConfig | GRPOConfig | ReinforceConfig
 
 
 class Recipe(Section):
@@ -36,6 +26,8 @@ class Recipe(Section):
 
     adapter_learning_rate: ClassVar[float]
     full_learning_rate: ClassVar[float]
+    reads: ClassVar[type[Record]]
+    """What a row of its data becomes."""
 
     model: ModelConfig
     adapter: LoraConfig | None = LoraConfig()
@@ -55,7 +47,7 @@ class Recipe(Section):
         """Fill in the recipe's own learning rate, so that the saved config says what ran."""
         if not isinstance(value, dict):
             return value
-        train = _given(value.get("train"))
+        train = given(value.get("train"))
         if not isinstance(train, dict) or train.get("learning_rate") is not None:
             return value
         full = "adapter" in value and value["adapter"] is None
@@ -67,38 +59,23 @@ class Recipe(Section):
         return []
 
 
-class SFTRecipe(Recipe):
-    """`accord sft`: learn to write the completions."""
+class ExampleRecipe(Recipe):
+    """What every recipe has that learns from rows that are there already."""
 
-    # TRL's SFTConfig has 2e-5 for full fine-tuning and its guide ten times that for LoRA, as QLoRA does (2e-4).
-    adapter_learning_rate: ClassVar[float] = 2e-4
-    full_learning_rate: ClassVar[float] = 2e-5
-
-    algorithm: SFTConfig = SFTConfig()
-    train: ExampleTrain = ExampleTrain()
-
-
-class RewardRecipe(Recipe):
-    """`accord reward`: learn which of two answers people prefer."""
-
-    # TRL's RewardConfig and OpenRLHF: 1e-4 with LoRA, 9e-6 to 1e-5 for full fine-tuning.
-    adapter_learning_rate: ClassVar[float] = 1e-4
-    full_learning_rate: ClassVar[float] = 1e-5
-
-    algorithm: RewardConfig = RewardConfig()
     train: ExampleTrain = ExampleTrain()
 
 
 class RolloutRecipe(Recipe):
     """What every recipe has that samples, scores and learns."""
 
+    reads: ClassVar[type[Record]] = Prompt
     default_samples: ClassVar[int] = 1
     """`rollout.samples` when the recipe does not give it."""
 
     reference: ReferenceConfig = ReferenceConfig()
     reward: tuple[RewardTerm, ...] = ()
     rollout: RolloutConfig = RolloutConfig()
-    algorithm: RolloutAlgorithms
+    algorithm: RolloutAlgorithm
     train: RolloutTrain = RolloutTrain()
 
     @model_validator(mode="before")
@@ -110,7 +87,7 @@ class RolloutRecipe(Recipe):
         value = dict(value)
         if isinstance(value.get("reward"), (str, dict)):
             value["reward"] = [value["reward"]]
-        rollout = _given(value.get("rollout"))
+        rollout = given(value.get("rollout"))
         if isinstance(rollout, dict) and "samples" not in rollout:
             value["rollout"] = {**rollout, "samples": cls.default_samples}
         return value
@@ -158,101 +135,3 @@ class RolloutRecipe(Recipe):
                 f"{self.algorithm.type} compares the responses to one prompt, so rollout.samples must be 2 or more "
                 f"(given: {self.rollout.samples}); ppo and reinforce need no groups"
             )
-
-
-class PPORecipe(RolloutRecipe):
-    """`accord ppo`: sample responses, score them, and make the good ones likelier."""
-
-    # Classic TRL and StackLLaMA: 1.41e-5 with LoRA; TRL's full fine-tuning examples: 3e-6.
-    adapter_learning_rate: ClassVar[float] = 1.41e-5
-    full_learning_rate: ClassVar[float] = 3e-6
-
-    critic: CriticConfig = CriticConfig()
-    algorithm: PPOConfig = PPOConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _resolve_critic(cls, value: Any) -> Any:
-        """Fill in which critic is used."""
-        if not isinstance(value, dict):
-            return value
-        critic = _given(value.get("critic"))
-        if isinstance(critic, dict) and critic.get("source") is None:
-            full = "adapter" in value and value["adapter"] is None
-            value = {**value, "critic": {**critic, "source": "policy_trunk" if full else "adapter"}}
-        return value
-
-    @model_validator(mode="after")
-    def _critic_fits(self) -> Self:
-        if self.critic.source == "adapter" and self.adapter is None:
-            raise ValueError(
-                "critic.source: adapter needs a frozen base, and `adapter: null` trains the base itself; "
-                "use critic.source: policy_trunk, or model with a path"
-            )
-        if self.critic.start == "reward" and not any(term.model for term in self.reward):
-            raise ValueError("critic.start: reward copies a reward model, and `reward` names none")
-        return self
-
-
-class RLOORecipe(RolloutRecipe):
-    """`accord rloo`: several responses to each prompt; each is judged by the others' mean."""
-
-    # TRL's RLOO: 1e-6 for full fine-tuning; ten times that with LoRA.
-    adapter_learning_rate: ClassVar[float] = 1e-5
-    full_learning_rate: ClassVar[float] = 1e-6
-    default_samples: ClassVar[int] = 4
-
-    algorithm: RLOOConfig = RLOOConfig()
-
-    @model_validator(mode="after")
-    def _has_groups(self) -> Self:
-        self._check_groups()
-        return self
-
-
-class GRPORecipe(RolloutRecipe):
-    """`accord grpo`: several responses to each prompt; each is judged relative to its group."""
-
-    # TRL's GRPO and DeepSeekMath: 1e-6 for full fine-tuning; ten times that with LoRA.
-    adapter_learning_rate: ClassVar[float] = 1e-5
-    full_learning_rate: ClassVar[float] = 1e-6
-    default_samples: ClassVar[int] = 8
-
-    algorithm: GRPOConfig = GRPOConfig()
-
-    @model_validator(mode="after")
-    def _has_groups(self) -> Self:
-        self._check_groups()
-        if self.algorithm.overlong is not None and self.algorithm.overlong > self.rollout.max_new_tokens:
-            raise ValueError(
-                f"algorithm.overlong ({self.algorithm.overlong}) is a part of rollout.max_new_tokens "
-                f"({self.rollout.max_new_tokens}), so it cannot be longer"
-            )
-        return self
-
-
-class ReinforceRecipe(RolloutRecipe):
-    """`accord reinforce`: REINFORCE++, PPO's loss with whitened returns and no critic."""
-
-    # OpenRLHF's REINFORCE++ examples: 5e-7 for full fine-tuning; ten to twenty times that with LoRA.
-    adapter_learning_rate: ClassVar[float] = 1e-5
-    full_learning_rate: ClassVar[float] = 5e-7
-
-    algorithm: ReinforceConfig = ReinforceConfig()
-
-    @model_validator(mode="after")
-    def _has_groups(self) -> Self:
-        if self.algorithm.baseline:
-            self._check_groups()
-        return self
-
-
-RECIPES: dict[str, type[Recipe]] = {
-    "sft": SFTRecipe,
-    "reward": RewardRecipe,
-    "ppo": PPORecipe,
-    "rloo": RLOORecipe,
-    "grpo": GRPORecipe,
-    "reinforce": ReinforceRecipe,
-}
-"""Training command -> its recipe. The CLI, the algorithms and the docs have the same keys."""

@@ -68,17 +68,17 @@ def start(recipe: Recipe) -> tuple[Roles, Encoder, Ranks]:
     return *open_model(recipe.model, recipe.adapter, device, recipe.seed), ranks
 
 
-def load_split(recipe: Recipe, want: type[Record], encode: Callable[[Loaded, DataConfig], Encoded[T]]) -> Split[T]:
+def load_split(recipe: Recipe, encode: Callable[[Loaded, DataConfig], Encoded[T]]) -> Split[T]:
     """Read, check and encode the rows; hold some out if the recipe says so.
 
     Raises:
         DataError: see `read_records` and the encoders.
     """
     config = recipe.data
-    train, facts = _encoded(config, None, want, encode)
+    train, facts = _encoded(config, None, recipe.reads, encode)
     held_out: list[T] = []
     if config.eval_path is not None:
-        held_out, held_facts = _encoded(config, config.eval_path, want, encode)
+        held_out, held_facts = _encoded(config, config.eval_path, recipe.reads, encode)
         facts["held out"] = held_facts["data"]
     elif config.eval_fraction > 0:
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(recipe.seed)).tolist()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from accord.algorithms import Algorithm, Metrics
-from accord.config import DataConfig, RewardRecipe, SFTRecipe
+from accord.config import DataConfig, ExampleRecipe
 from accord.data import Encoded, Encoder, Loaded
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
@@ -17,17 +17,15 @@ from accord.training.evaluate import evaluate
 from accord.training.learner import Learner
 from accord.training.loop import Parts
 from accord.training.sources import Examples
-from accord.types import Record
 
 T = TypeVar("T")
 
 
 def build_examples(
-    recipe: SFTRecipe | RewardRecipe,
+    recipe: ExampleRecipe,
     algorithm: Algorithm,
     *,
     add_role: Callable[[Roles], None],
-    want: type[Record],
     encode: Callable[[Loaded, Encoder, DataConfig], Encoded[T]],
     length: Callable[[T], int],
     save: Callable[[Roles, Path], None],
@@ -39,7 +37,6 @@ def build_examples(
         recipe: of any algorithm on examples.
         algorithm: takes what `encode` gives.
         add_role: adds the role that learns to the base.
-        want: kind of record to read.
         encode: records to token ids.
         length: tokens of an encoded record (of its longest sequence).
         save: writes what was learnt to a folder.
@@ -47,7 +44,7 @@ def build_examples(
     """
     roles, encoder, ranks = start(recipe)
     add_role(roles)
-    split = load_split(recipe, want, lambda loaded, config: encode(loaded, encoder, config))
+    split = load_split(recipe, lambda loaded, config: encode(loaded, encoder, config))
     longest = max(length(item) for item in (*split.train, *split.held_out))
     check_context(roles, longest, "data.max_tokens")
     stream, steps = example_stream(split.train, recipe, recipe.train, ranks)

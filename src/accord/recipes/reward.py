@@ -9,7 +9,6 @@ from accord.model.export import save_scorer
 from accord.model.roles import Roles
 from accord.recipes.examples import build_examples
 from accord.training.loop import Parts
-from accord.types import PreferencePair
 
 
 def build(recipe: RewardRecipe) -> Parts:
@@ -18,7 +17,6 @@ def build(recipe: RewardRecipe) -> Parts:
         recipe,
         RewardModelling(recipe.algorithm),
         add_role=Roles.add_scorer,
-        want=PreferencePair,
         encode=encode_pairs,
         length=lambda pair: max(len(pair.chosen), len(pair.rejected)),
         save=save_scorer,

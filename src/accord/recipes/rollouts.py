@@ -26,7 +26,6 @@ from accord.training.loop import Parts
 from accord.training.parallel import Ranks
 from accord.training.sources import Rollouts
 from accord.training.stream import Stream
-from accord.types import Prompt
 
 
 def build_rollouts(recipe: RolloutRecipe, make_algorithm: Callable[[SumOverRanks], Algorithm]) -> Parts:
@@ -53,7 +52,7 @@ def build_rollouts(recipe: RolloutRecipe, make_algorithm: Callable[[SumOverRanks
     def encode(loaded: Loaded, config: DataConfig) -> Encoded[EncodedPrompt]:
         return encode_prompts(loaded, encoder, recipe.prompt_limit, config.too_long, config.on_bad_row)
 
-    split = load_split(recipe, Prompt, encode)
+    split = load_split(recipe, encode)
     rollout = recipe.rollout
     longest = max(len(prompt.ids) for prompt in split.train) + rollout.max_new_tokens
     check_context(roles, longest, "data.max_prompt_tokens or rollout.max_new_tokens")

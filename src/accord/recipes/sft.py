@@ -9,7 +9,6 @@ from accord.model.export import save_policy
 from accord.model.roles import Roles
 from accord.recipes.examples import build_examples
 from accord.training.loop import Parts
-from accord.types import Example
 
 
 def build(recipe: SFTRecipe) -> Parts:
@@ -18,7 +17,6 @@ def build(recipe: SFTRecipe) -> Parts:
         recipe,
         SFT(),
         add_role=Roles.add_policy,
-        want=Example,
         encode=encode_examples,
         length=len,
         save=save_policy,

@@ -1,0 +1,35 @@
+"""One file an algorithm: its own options, and its recipe."""
+
+from accord.config.recipe import Recipe
+from accord.config.recipes.grpo import GRPOConfig, GRPORecipe
+from accord.config.recipes.ppo import PPOConfig, PPORecipe
+from accord.config.recipes.reinforce import ReinforceConfig, ReinforceRecipe
+from accord.config.recipes.reward import RewardConfig, RewardRecipe
+from accord.config.recipes.rloo import RLOOConfig, RLOORecipe
+from accord.config.recipes.sft import SFTConfig, SFTRecipe
+
+RECIPES: dict[str, type[Recipe]] = {
+    "sft": SFTRecipe,
+    "reward": RewardRecipe,
+    "ppo": PPORecipe,
+    "rloo": RLOORecipe,
+    "grpo": GRPORecipe,
+    "reinforce": ReinforceRecipe,
+}
+"""Training command -> its recipe. The CLI, the algorithms and the docs have the same keys."""
+
+__all__ = [
+    "RECIPES",
+    "GRPOConfig",
+    "GRPORecipe",
+    "PPOConfig",
+    "PPORecipe",
+    "RLOOConfig",
+    "RLOORecipe",
+    "ReinforceConfig",
+    "ReinforceRecipe",
+    "RewardConfig",
+    "RewardRecipe",
+    "SFTConfig",
+    "SFTRecipe",
+]
