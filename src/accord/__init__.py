@@ -27,7 +27,18 @@ from accord.errors import (
 from accord.types import Example, LabelledResponse, Message, PreferencePair, Prompt, Rollout
 
 if TYPE_CHECKING:
-    from accord.config import GRPORecipe, PPORecipe, ReinforceRecipe, RewardRecipe, RLOORecipe, SFTRecipe
+    from accord.config import (
+        CPORecipe,
+        DPORecipe,
+        GRPORecipe,
+        ORPORecipe,
+        PPORecipe,
+        ReinforceRecipe,
+        RewardRecipe,
+        RLOORecipe,
+        SFTRecipe,
+        SimPORecipe,
+    )
     from accord.model.adapters import merge
     from accord.recipes import train
     from accord.recipes.generate import generate
@@ -36,13 +47,17 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "PPO": "accord.recipes.session",
+    "CPORecipe": "accord.config",
+    "DPORecipe": "accord.config",
     "GRPORecipe": "accord.config",
+    "ORPORecipe": "accord.config",
     "PPORecipe": "accord.config",
     "RLOORecipe": "accord.config",
     "ReinforceRecipe": "accord.config",
     "RewardRecipe": "accord.config",
     "Run": "accord.training.run",
     "SFTRecipe": "accord.config",
+    "SimPORecipe": "accord.config",
     "generate": "accord.recipes.generate",
     "merge": "accord.model.adapters",
     "train": "accord.recipes",
@@ -52,7 +67,9 @@ __all__ = [
     "PPO",
     "AccordError",
     "AccordWarning",
+    "CPORecipe",
     "ConfigError",
+    "DPORecipe",
     "DataError",
     "Example",
     "GRPORecipe",
@@ -60,6 +77,7 @@ __all__ = [
     "LabelledResponse",
     "Message",
     "ModelError",
+    "ORPORecipe",
     "PPORecipe",
     "PreferencePair",
     "Prompt",
@@ -71,6 +89,7 @@ __all__ = [
     "Run",
     "RunError",
     "SFTRecipe",
+    "SimPORecipe",
     "TrainingError",
     "generate",
     "merge",

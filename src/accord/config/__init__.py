@@ -7,8 +7,14 @@ from accord.config.model import CriticConfig, LoraConfig, ModelConfig, Reference
 from accord.config.recipe import ExampleRecipe, Recipe, RolloutRecipe
 from accord.config.recipes import (
     RECIPES,
+    CPOConfig,
+    CPORecipe,
+    DPOConfig,
+    DPORecipe,
     GRPOConfig,
     GRPORecipe,
+    ORPOConfig,
+    ORPORecipe,
     PPOConfig,
     PPORecipe,
     ReinforceConfig,
@@ -19,6 +25,8 @@ from accord.config.recipes import (
     RLOORecipe,
     SFTConfig,
     SFTRecipe,
+    SimPOConfig,
+    SimPORecipe,
 )
 from accord.config.reward import RewardTerm
 from accord.config.rollout import RolloutConfig
@@ -27,7 +35,11 @@ from accord.config.train import ExampleTrain, PlacementConfig, RolloutTrain, Tra
 __all__ = [
     "RECIPES",
     "AlgorithmConfig",
+    "CPOConfig",
+    "CPORecipe",
     "CriticConfig",
+    "DPOConfig",
+    "DPORecipe",
     "DataConfig",
     "ExampleRecipe",
     "ExampleTrain",
@@ -36,6 +48,8 @@ __all__ = [
     "KLConfig",
     "LoraConfig",
     "ModelConfig",
+    "ORPOConfig",
+    "ORPORecipe",
     "PPOConfig",
     "PPORecipe",
     "PlacementConfig",
@@ -55,6 +69,8 @@ __all__ = [
     "SFTConfig",
     "SFTRecipe",
     "Section",
+    "SimPOConfig",
+    "SimPORecipe",
     "TrainConfig",
     "build",
     "dump",

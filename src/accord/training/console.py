@@ -23,6 +23,7 @@ HEADER_EVERY = 20
 RECENT = 20
 """Iterations that the estimate of the time left looks back on."""
 UNITS = {"rollout": "responses", "reward": "responses", "score": "batches", "update": "minibatches", "eval": "batches"}
+UNITS["reference"] = "batches"
 """What each phase counts."""
 
 
@@ -60,6 +61,16 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     "rloo": ROLLOUTS,
     "grpo": ROLLOUTS,
     "reinforce": ROLLOUTS,
+    **{
+        kind: (
+            Column("loss", f"{kind}/loss"),
+            Column("accuracy", "rewards/accuracies"),
+            Column("margin", "rewards/margins"),
+            Column("chosen", "logps/chosen"),
+            *SPEED,
+        )
+        for kind in ("dpo", "orpo", "simpo", "cpo")
+    },
 }
 """The figures that matter for each recipe; the rest is in `metrics.jsonl` and the report."""
 

@@ -1,12 +1,16 @@
 """One file an algorithm: its own options, and its recipe."""
 
 from accord.config.recipe import Recipe
+from accord.config.recipes.cpo import CPOConfig, CPORecipe
+from accord.config.recipes.dpo import DPOConfig, DPORecipe
 from accord.config.recipes.grpo import GRPOConfig, GRPORecipe
+from accord.config.recipes.orpo import ORPOConfig, ORPORecipe
 from accord.config.recipes.ppo import PPOConfig, PPORecipe
 from accord.config.recipes.reinforce import ReinforceConfig, ReinforceRecipe
 from accord.config.recipes.reward import RewardConfig, RewardRecipe
 from accord.config.recipes.rloo import RLOOConfig, RLOORecipe
 from accord.config.recipes.sft import SFTConfig, SFTRecipe
+from accord.config.recipes.simpo import SimPOConfig, SimPORecipe
 
 RECIPES: dict[str, type[Recipe]] = {
     "sft": SFTRecipe,
@@ -15,13 +19,23 @@ RECIPES: dict[str, type[Recipe]] = {
     "rloo": RLOORecipe,
     "grpo": GRPORecipe,
     "reinforce": ReinforceRecipe,
+    "dpo": DPORecipe,
+    "orpo": ORPORecipe,
+    "simpo": SimPORecipe,
+    "cpo": CPORecipe,
 }
 """Training command -> its recipe. The CLI, the algorithms and the docs have the same keys."""
 
 __all__ = [
     "RECIPES",
+    "CPOConfig",
+    "CPORecipe",
+    "DPOConfig",
+    "DPORecipe",
     "GRPOConfig",
     "GRPORecipe",
+    "ORPOConfig",
+    "ORPORecipe",
     "PPOConfig",
     "PPORecipe",
     "RLOOConfig",
@@ -32,4 +46,6 @@ __all__ = [
     "RewardRecipe",
     "SFTConfig",
     "SFTRecipe",
+    "SimPOConfig",
+    "SimPORecipe",
 ]
