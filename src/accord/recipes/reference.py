@@ -66,7 +66,7 @@ def reference_logprobs(
 
     The ranks share the work. The result is kept in `cache_folder()` under the hash of everything that it depends on, the order
     of the sequences and the micro-batches included: a row alone would do for the numbers, but not for their last bits, since a
-    matrix product rounds by its shape. So a run that is resumed gets the very same numbers, whether the file is still there or not.
+    matrix product rounds by its shape. So a resumed run gets the very same numbers, whether the file is still there or not.
 
     Args:
         scorer: of the roles, with the role `reference`.

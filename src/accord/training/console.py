@@ -23,8 +23,8 @@ HEADER_EVERY = 20
 RECENT = 20
 """Iterations that the estimate of the time left looks back on."""
 UNITS = {"rollout": "responses", "reward": "responses", "score": "batches", "update": "minibatches", "eval": "batches"}
-UNITS["reference"] = "batches"
 """What each phase counts."""
+UNITS["reference"] = "batches"
 
 
 @dataclass(frozen=True, slots=True)
