@@ -13,6 +13,14 @@ NOTHING = 0.1
 """A change of less than this share of the scores' standard deviation is called none."""
 
 
+PREFERENCES = (
+    ("Held-out accuracy", "eval/rewards/accuracies", ""),
+    ("Accuracy", "rewards/accuracies", ""),
+    ("Margin", "rewards/margins", ""),
+)
+"""Figures of what learns from pairs, as `tiles` reads them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tile:
     """One large figure."""
@@ -67,7 +75,7 @@ def tiles(run: RunData) -> list[Tile]:
         "sft": (("Loss", "sft/loss", "nats per token"), ("Held-out loss", "eval/loss", "nats per token")),
         "reward": (("Held-out accuracy", "eval/accuracy", ""), ("Accuracy", "reward/accuracy", ""),
                    ("Margin", "reward/margin", "")),
-        **dict.fromkeys(("dpo", "orpo", "simpo", "cpo"), (("Held-out accuracy", "eval/rewards/accuracies", ""), ("Accuracy", "rewards/accuracies", ""), ("Margin", "rewards/margins", ""))),
+        **dict.fromkeys(("dpo", "orpo", "simpo", "cpo"), PREFERENCES),
     }.get(run.kind, ())  # fmt: skip
     result = []
     for label, name, unit in figures:
