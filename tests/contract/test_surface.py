@@ -12,7 +12,7 @@ import pytest
 import accord
 from accord.algorithms import ALGORITHMS
 from accord.cli import COMMANDS, GROUPS
-from accord.config import RECIPES, build, load
+from accord.config import RECIPES, ExampleRecipe, build, load
 from accord.recipes import BUILDERS
 from accord.training.console import COLUMNS
 from accord.training.metrics import describe
@@ -23,7 +23,9 @@ PUBLIC = [
     "PPO",
     "AccordError",
     "AccordWarning",
+    "CPORecipe",
     "ConfigError",
+    "DPORecipe",
     "DataError",
     "Example",
     "GRPORecipe",
@@ -31,6 +33,7 @@ PUBLIC = [
     "LabelledResponse",
     "Message",
     "ModelError",
+    "ORPORecipe",
     "PPORecipe",
     "PreferencePair",
     "Prompt",
@@ -42,6 +45,7 @@ PUBLIC = [
     "Run",
     "RunError",
     "SFTRecipe",
+    "SimPORecipe",
     "TrainingError",
     "generate",
     "merge",
@@ -103,12 +107,13 @@ def test_each_config_parses_into_its_recipe(path: Path):
 
 @pytest.mark.parametrize("kind", RECIPES)
 def test_every_metric_that_is_logged_is_documented(kind, model_folder: Callable[[str], Path], tmp_path: Path):
+    weighted = {"algorithm": {"sft_coef": 0.5}} if kind in ("dpo", "simpo") else {}
     over = (
-        {"data": {"eval_fraction": 0.25}}
-        if kind in ("sft", "reward")
+        {"data": {"eval_fraction": 0.25}} | weighted
+        if issubclass(RECIPES[kind], ExampleRecipe)
         else {"algorithm": {"kl": {"use": "loss"}, "ratio_guard": 1.0001, "epochs": 4}}
     )
-    if kind not in ("sft", "reward"):
+    if not issubclass(RECIPES[kind], ExampleRecipe):
         over["train"] = {
             "learning_rate": 0.02,
             "warmup": 0,
@@ -118,7 +123,7 @@ def test_every_metric_that_is_logged_is_documented(kind, model_folder: Callable[
     names = {name for row in done.metrics for name in row}
     assert {name for name in names if describe(name) is None} == set()
     assert names > {"iteration", "step", "tokens/trained", "tokens/per_second", "time/iteration", "memory/peak_gib"}
-    if kind not in ("sft", "reward"):
+    if not issubclass(RECIPES[kind], ExampleRecipe):
         assert {"ppo/steps_skipped", "ppo/loss/kl", "env/reward/brevity"} <= names
     shown = {column.metric for column in COLUMNS[kind]}
     assert shown <= names  # the console has no column that stays empty

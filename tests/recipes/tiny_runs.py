@@ -51,6 +51,7 @@ def prompts(count: int = 6) -> list[dict[str, Any]]:
 
 
 ROWS = {"sft": completions, "reward": pairs, "ppo": prompts, "rloo": prompts, "grpo": prompts, "reinforce": prompts}
+ROWS |= dict.fromkeys(("dpo", "orpo", "simpo", "cpo"), pairs)
 
 
 def recipe_dict(kind: str, model: Path | str, folder: Path, over: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-MAX_EXPONENT = 20.0
+MAX_EXPONENT = 15.0
 """Beyond this an exponential goes on along its tangent: as steep as it was, and far inside float32 with its square."""
 
 
