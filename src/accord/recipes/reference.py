@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -123,9 +123,9 @@ def cache_folder() -> Path:
 
 def _read(path: Path, count: int) -> tuple[Tensor | None, str | None]:
     """The file's log-probabilities, or what is wrong with it; neither if there is no file."""
-    if not path.is_file():
-        return None, None
     try:
+        if not path.is_file():
+            return None, None
         with safe_open(path, "pt") as file:
             logprobs_N, wanted = file.get_tensor(STREAM), (file.metadata() or {}).get("content")
     except (OSError, SafetensorError) as error:
@@ -144,7 +144,8 @@ def _write(path: Path, logprobs_N: Tensor) -> str:
         save_file({STREAM: logprobs_N}, aside, metadata={"content": _digest_of(logprobs_N), "format": FORMAT})
         aside.replace(path)
     except (OSError, SafetensorError) as error:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
         return f", not kept: {error}"
     return f", kept in {path}"
 
