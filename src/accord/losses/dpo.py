@@ -1,4 +1,24 @@
-"""Direct preference optimisation and its family, as options of one loss."""
+"""Direct preference optimisation and its family, as options of one loss.
+
+Of each answer y: ratio = log p(y) - log p_ref(y), score s = f'(exp ratio), by f-divergence (f-DPO, arXiv:2309.16240, table
+1; constants cancel): reverse_kl: ratio; forward_kl: 1 - exp(-ratio); js: log 2 + log sigmoid(ratio); alpha: (1 - exp(-alpha
+ratio)) / alpha. `length_normalize` divides s by |y|. With z = beta (s_c - s_r) - margin_coef margin and eps the smoothing:
+
+sigmoid       -(1 - eps) log sigmoid(z) - eps log sigmoid(-z)                     eps > 0: cDPO, see `logistic`
+robust        [-(1 - eps) log sigmoid(z) + eps log sigmoid(-z)] / (1 - 2 eps)     rDPO, arXiv:2403.00409
+hinge         max(0, 1 - z)                                                      arXiv:2309.06657
+ipo           (s_c - s_r - 1 / (2 beta))^2                                       arXiv:2310.12036, equation 17
+exo           KL([sigmoid(z), sigmoid(-z)] || [1 - eps, eps])                    arXiv:2402.00856, equation 16
+discopop      (1 - w) (-log sigmoid(z)) + w exp(-z),  w = sigmoid(z / tau)       arXiv:2406.08414, equation 5
+nca           -log sigmoid(a) - [log sigmoid(-a) + log sigmoid(-b)] / 2          arXiv:2402.05369
+sppo          (s_c - 1 / (2 beta))^2 + (s_r + 1 / (2 beta))^2                    arXiv:2405.00675, equation 4.7
+apo_zero      1 - sigmoid(a) + sigmoid(b)                                        arXiv:2408.06266, equation 7
+apo_down      sigmoid(a) + 1 - sigmoid(a - b)                                    arXiv:2408.06266, equation 8
+aot           `logistic` of beta (value - match); see `aot_values`               arXiv:2406.05882
+aot_unpaired  the same, of chosen against rejected answers
+
+with a = beta s_c, b = beta s_r. SPPO's preference of the chosen answer is taken as certain, and beta = 1 / eta.
+"""
 
 from __future__ import annotations
 
@@ -39,24 +59,7 @@ def dpo(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of pairs from their log-probabilities under policy and reference (Rafailov et al. 2023, arXiv:2305.18290, equation 7).
 
-    Of each answer y: ratio = log p(y) - log p_ref(y), score s = f'(exp ratio), by f-divergence (f-DPO, arXiv:2309.16240, table
-    1; constants cancel): reverse_kl: ratio; forward_kl: 1 - exp(-ratio); js: log 2 + log sigmoid(ratio); alpha: (1 - exp(-alpha
-    ratio)) / alpha. `length_normalize` divides s by |y|. With z = beta (s_c - s_r) - margin_coef margin and eps the smoothing:
-
-    sigmoid       -(1 - eps) log sigmoid(z) - eps log sigmoid(-z)                     eps > 0: cDPO, see `logistic`
-    robust        [-(1 - eps) log sigmoid(z) + eps log sigmoid(-z)] / (1 - 2 eps)     rDPO, arXiv:2403.00409
-    hinge         max(0, 1 - z)                                                      arXiv:2309.06657
-    ipo           (s_c - s_r - 1 / (2 beta))^2                                       arXiv:2310.12036, equation 17
-    exo           KL([sigmoid(z), sigmoid(-z)] || [1 - eps, eps])                    arXiv:2402.00856, equation 16
-    discopop      (1 - w) (-log sigmoid(z)) + w exp(-z),  w = sigmoid(z / tau)       arXiv:2406.08414, equation 5
-    nca           -log sigmoid(a) - [log sigmoid(-a) + log sigmoid(-b)] / 2          arXiv:2402.05369
-    sppo          (s_c - 1 / (2 beta))^2 + (s_r + 1 / (2 beta))^2                    arXiv:2405.00675, equation 4.7
-    apo_zero      1 - sigmoid(a) + sigmoid(b)                                        arXiv:2408.06266, equation 7
-    apo_down      sigmoid(a) + 1 - sigmoid(a - b)                                    arXiv:2408.06266, equation 8
-    aot           `logistic` of beta (value - match); see `aot_values`               arXiv:2406.05882
-    aot_unpaired  the same, of chosen against rejected answers
-
-    with a = beta s_c, b = beta s_r. SPPO's preference of the chosen answer is taken as certain, and beta = 1 / eta.
+    Scores, divergences and the formula of each loss are in the docstring of this module.
 
     loss = sum_p loss_p / pairs + sft_coef sum_p [-log p(chosen) / |chosen|] / pairs      (RPO, arXiv:2404.19733, equation 1)
 
@@ -65,7 +68,7 @@ def dpo(
         ref_chosen_P, ref_rejected_P: the same under the reference, no gradient.
         chosen_lengths_P, rejected_lengths_P: number of target tokens, float32 [P].
         pairs: number of pairs of the whole step, scalar.
-        loss, beta, label_smoothing, length_normalize, f_divergence, f_alpha, discopop_tau, sft_coef: see above.
+        loss, beta, label_smoothing, length_normalize, f_divergence, f_alpha, discopop_tau, sft_coef: see there.
         margins_P: by how much the chosen answer is better, float32 [P]; demanded of the rewards (ODPO, arXiv:2402.10571).
         margin_coef: weight of the margins.
         chosen_match_P, rejected_match_P: for the AOT losses, what `matched` gave for the whole step, float32 [P].
@@ -120,7 +123,7 @@ def dpo(
 
 
 def divergence(*, log_ratios_P: Tensor, kind: str, alpha: float = 0.5) -> Tensor:
-    """Score of each answer from its log-ratio, by the divergence that holds the policy to the reference; see `dpo`."""
+    """Score of each answer from its log-ratio, by the divergence that holds the policy to the reference; see above."""
     match kind:
         case "reverse_kl":
             return log_ratios_P
@@ -142,7 +145,7 @@ def of_difference(
     label_smoothing: float = 0.0,
     discopop_tau: float = 0.05,
 ) -> Tensor:
-    """Losses that see the difference of a pair's scores alone, float [P]; formulas in `dpo`."""
+    """Losses that see the difference of a pair's scores alone, float [P]; formulas above."""
     match loss:
         case "sigmoid":
             return logistic(logits_P=logits_P, smoothing=label_smoothing)
