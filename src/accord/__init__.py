@@ -27,7 +27,16 @@ from accord.errors import (
 from accord.types import Example, LabelledResponse, Message, PreferencePair, Prompt, Rollout
 
 if TYPE_CHECKING:
-    from accord.config import GRPORecipe, PPORecipe, ReinforceRecipe, RewardRecipe, RLOORecipe, SFTRecipe
+    from accord.config import (
+        BCORecipe,
+        GRPORecipe,
+        KTORecipe,
+        PPORecipe,
+        ReinforceRecipe,
+        RewardRecipe,
+        RLOORecipe,
+        SFTRecipe,
+    )
     from accord.model.adapters import merge
     from accord.recipes import train
     from accord.recipes.generate import generate
@@ -36,7 +45,9 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "PPO": "accord.recipes.session",
+    "BCORecipe": "accord.config",
     "GRPORecipe": "accord.config",
+    "KTORecipe": "accord.config",
     "PPORecipe": "accord.config",
     "RLOORecipe": "accord.config",
     "ReinforceRecipe": "accord.config",
@@ -52,11 +63,13 @@ __all__ = [
     "PPO",
     "AccordError",
     "AccordWarning",
+    "BCORecipe",
     "ConfigError",
     "DataError",
     "Example",
     "GRPORecipe",
     "GenerationError",
+    "KTORecipe",
     "LabelledResponse",
     "Message",
     "ModelError",

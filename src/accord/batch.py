@@ -22,7 +22,16 @@ TOKEN_STREAMS = (
     "returns_T",
     "weights_T",
 )
-SEQUENCE_STREAMS = ("scores_N", "margins_N", "group_N", "version_N", "pair_N")
+SEQUENCE_STREAMS = (
+    "ref_logprobs_N",
+    "labels_N",
+    "baselines_N",
+    "scores_N",
+    "margins_N",
+    "group_N",
+    "version_N",
+    "pair_N",
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,12 @@ class TokenBatch:
     returns_T: Tensor | None = None
     weights_T: Tensor | None = None
     """float32 [T]: weight of the token in the loss"""
+    ref_logprobs_N: Tensor | None = None
+    """float32 [N]: log-probability of all target tokens of the sequence under the reference (the sum of `ref_logprobs_T`)"""
+    labels_N: Tensor | None = None
+    """bool [N]: true for a thumb up, false for a thumb down"""
+    baselines_N: Tensor | None = None
+    """float32 [N]: the reward that counts as neither good nor bad; the same for all sequences of a step"""
     scores_N: Tensor | None = None
     """float32 [N]: what the reward sources said"""
     margins_N: Tensor | None = None

@@ -12,7 +12,7 @@ import pytest
 import accord
 from accord.algorithms import ALGORITHMS
 from accord.cli import COMMANDS, GROUPS
-from accord.config import RECIPES, build, load
+from accord.config import RECIPES, ExampleRecipe, build, load
 from accord.recipes import BUILDERS
 from accord.training.console import COLUMNS
 from accord.training.metrics import describe
@@ -23,11 +23,13 @@ PUBLIC = [
     "PPO",
     "AccordError",
     "AccordWarning",
+    "BCORecipe",
     "ConfigError",
     "DataError",
     "Example",
     "GRPORecipe",
     "GenerationError",
+    "KTORecipe",
     "LabelledResponse",
     "Message",
     "ModelError",
@@ -101,14 +103,17 @@ def test_each_config_parses_into_its_recipe(path: Path):
     assert build(type(recipe), recipe.model_dump(mode="json")) == recipe
 
 
+EXAMPLES = {name for name, recipe in RECIPES.items() if issubclass(recipe, ExampleRecipe)}
+
+
 @pytest.mark.parametrize("kind", RECIPES)
 def test_every_metric_that_is_logged_is_documented(kind, model_folder: Callable[[str], Path], tmp_path: Path):
     over = (
         {"data": {"eval_fraction": 0.25}}
-        if kind in ("sft", "reward")
+        if kind in EXAMPLES
         else {"algorithm": {"kl": {"use": "loss"}, "ratio_guard": 1.0001, "epochs": 4}}
     )
-    if kind not in ("sft", "reward"):
+    if kind not in EXAMPLES:
         over["train"] = {
             "learning_rate": 0.02,
             "warmup": 0,
@@ -118,7 +123,7 @@ def test_every_metric_that_is_logged_is_documented(kind, model_folder: Callable[
     names = {name for row in done.metrics for name in row}
     assert {name for name in names if describe(name) is None} == set()
     assert names > {"iteration", "step", "tokens/trained", "tokens/per_second", "time/iteration", "memory/peak_gib"}
-    if kind not in ("sft", "reward"):
+    if kind not in EXAMPLES:
         assert {"ppo/steps_skipped", "ppo/loss/kl", "env/reward/brevity"} <= names
     shown = {column.metric for column in COLUMNS[kind]}
     assert shown <= names  # the console has no column that stays empty

@@ -70,5 +70,5 @@ def test_accuracy_is_the_share_of_pairs_in_the_right_order(micro, base):
 
 
 def test_perplexity_of_an_absurd_loss_is_finite():
-    assert with_perplexity({"sft/loss": 1e9}, "sft")["sft/perplexity"] == math.exp(50)
-    assert with_perplexity({"ppo/x": 1.0}, "ppo") == {"ppo/x": 1.0}
+    assert with_perplexity({"sft/loss": 1e9})["sft/perplexity"] == math.exp(50)
+    assert with_perplexity({"ppo/x": 1.0}) == {"ppo/x": 1.0}

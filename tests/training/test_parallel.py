@@ -44,6 +44,8 @@ for number, recipe in enumerate(sys.argv[2:]):
 KINDS = {
     "sft": ("sft", {"train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3}}),
     "reward": ("reward", {"train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3}}),
+    "kto": ("kto", {"train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3}}),
+    "bco": ("bco", {"train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3}}),
     "ppo": (
         "ppo",
         {

@@ -1,7 +1,9 @@
 """One small file an algorithm: it turns examples or scored rollouts into token batches and names its loss."""
 
 from accord.algorithms.base import Algorithm, Denominators, Metrics, RoleUpdate
+from accord.algorithms.bco import BCO
 from accord.algorithms.grpo import GRPO
+from accord.algorithms.kto import KTO
 from accord.algorithms.ppo import PPO
 from accord.algorithms.reinforce import Reinforce
 from accord.algorithms.reward import RewardModelling
@@ -15,12 +17,16 @@ ALGORITHMS: dict[str, type] = {
     "rloo": RLOO,
     "grpo": GRPO,
     "reinforce": Reinforce,
+    "kto": KTO,
+    "bco": BCO,
 }
 """Training command -> algorithm. `config.RECIPES`, the CLI and the docs have the same keys."""
 
 __all__ = [
     "ALGORITHMS",
+    "BCO",
     "GRPO",
+    "KTO",
     "PPO",
     "RLOO",
     "SFT",

@@ -18,6 +18,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rloo": ("accord.cli.train", "REINFORCE leave-one-out: groups of responses, no critic"),
     "grpo": ("accord.cli.train", "group relative policy optimisation, with DAPO, Dr. GRPO, GSPO and CISPO as options"),
     "reinforce": ("accord.cli.train", "REINFORCE++: PPO's loss without a critic"),
+    "kto": ("accord.cli.train", "Kahneman-Tversky optimisation: learn from thumbs up and down"),
+    "bco": ("accord.cli.train", "binary classifier optimisation: learn from thumbs up and down"),
     "generate": ("accord.cli.generate", "sample from a model or adapter"),
     "merge": ("accord.cli.merge", "fold an adapter into its base"),
     "data": ("accord.cli.data", "check a file of feedback before you train on it"),
@@ -27,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 GROUPS = {
     "Start here": ("quickstart",),
-    "Train": ("sft", "reward", "ppo", "rloo", "grpo", "reinforce"),
+    "Train": ("sft", "reward", "ppo", "rloo", "grpo", "reinforce", "kto", "bco"),
     "Use": ("generate", "merge"),
     "Look": ("data", "report"),
 }

@@ -7,8 +7,12 @@ from accord.config.model import CriticConfig, LoraConfig, ModelConfig, Reference
 from accord.config.recipe import ExampleRecipe, Recipe, RolloutRecipe
 from accord.config.recipes import (
     RECIPES,
+    BCOConfig,
+    BCORecipe,
     GRPOConfig,
     GRPORecipe,
+    KTOConfig,
+    KTORecipe,
     PPOConfig,
     PPORecipe,
     ReinforceConfig,
@@ -27,6 +31,8 @@ from accord.config.train import ExampleTrain, PlacementConfig, RolloutTrain, Tra
 __all__ = [
     "RECIPES",
     "AlgorithmConfig",
+    "BCOConfig",
+    "BCORecipe",
     "CriticConfig",
     "DataConfig",
     "ExampleRecipe",
@@ -34,6 +40,8 @@ __all__ = [
     "GRPOConfig",
     "GRPORecipe",
     "KLConfig",
+    "KTOConfig",
+    "KTORecipe",
     "LoraConfig",
     "ModelConfig",
     "PPOConfig",

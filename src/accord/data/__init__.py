@@ -17,6 +17,7 @@ from accord.data.encode import (
     encode_prompts,
 )
 from accord.data.formats import FORMATS, Loaded, convert_row, detect, read_records
+from accord.data.mismatch import with_mismatched
 from accord.data.sources import Rejection, Row, RowError, count_reasons, read_rows
 
 __all__ = [
@@ -48,4 +49,5 @@ __all__ = [
     "render",
     "set_chat_template",
     "stop_ids",
+    "with_mismatched",
 ]

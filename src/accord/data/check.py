@@ -21,8 +21,8 @@ FEEDS = {
     "text": ("sft",),
     "messages": ("sft", "ppo"),
     "completion": ("sft", "ppo"),
-    "preference": ("reward", "sft", "ppo"),
-    "labelled": ("sft", "ppo"),
+    "preference": ("reward", "kto", "bco", "sft", "ppo"),
+    "labelled": ("kto", "bco", "sft", "ppo"),
     "prompt": ("ppo",),
 }
 """Commands that can use each format, the one it is made for first."""

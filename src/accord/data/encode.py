@@ -37,6 +37,8 @@ class EncodedLabelled:
 
     sequence: TokenSequence
     label: bool
+    mismatched: TokenSequence | None = None
+    """The same prompt with another row's answer, see `with_mismatched`."""
 
 
 @dataclass(frozen=True, slots=True)

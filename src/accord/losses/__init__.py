@@ -7,10 +7,23 @@ in `_max`. No config object, no logging, no collective, no `.item()`. What is le
 summed: a NaN in a masked advantage or return would come back through the product as a NaN gradient (0 x NaN = NaN).
 """
 
+from accord.losses.bco import bco
 from accord.losses.grpo import grpo, token_weights
+from accord.losses.kto import kto
 from accord.losses.ppo import kl_penalty, ppo_policy, ppo_value
 from accord.losses.reward import bradley_terry
 from accord.losses.rloo import rloo
 from accord.losses.sft import sft
 
-__all__ = ["bradley_terry", "grpo", "kl_penalty", "ppo_policy", "ppo_value", "rloo", "sft", "token_weights"]
+__all__ = [
+    "bco",
+    "bradley_terry",
+    "grpo",
+    "kl_penalty",
+    "kto",
+    "ppo_policy",
+    "ppo_value",
+    "rloo",
+    "sft",
+    "token_weights",
+]

@@ -9,13 +9,12 @@ from typing import Any
 from accord.algorithms import Algorithm
 from accord.config import DataConfig, RewardTerm, RolloutRecipe
 from accord.data import Encoded, EncodedPrompt, Loaded, encode_prompts
-from accord.errors import ConfigError, ModelError
+from accord.errors import ConfigError
 from accord.model.export import save_policy
-from accord.model.loading import load_tokenizer, locate
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
 from accord.ops.statistics import SumOverRanks
-from accord.recipes.build import check_context, load_split, model_facts, start
+from accord.recipes.build import check_context, check_tokenizer, load_split, model_facts, start
 from accord.rewards import FunctionReward, MixedReward, ModelReward, RewardSource
 from accord.rewards.function import load_function
 from accord.rollout.collect import Collector
@@ -95,27 +94,16 @@ def add_roles(recipe: RolloutRecipe, roles: Roles) -> Scorer:
     critic = getattr(recipe, "critic", None)
     for path in (recipe.reference.path, getattr(critic, "path", None)):
         if path is not None:
-            _check_tokenizer(path, roles)
+            check_tokenizer(path, roles)
     roles.add_policy(critic)
     roles.add_reference(recipe.reference)
     for term in recipe.reward:
         if term.model is not None:
-            _check_tokenizer(term.model, roles)
+            check_tokenizer(term.model, roles)
             roles.add_reward(term.model, f"reward/{term.label}")
     if critic is not None:
         roles.add_critic(critic)
     return Scorer(roles, recipe.train.micro_batch_tokens, recipe.rollout.temperature)
-
-
-def _check_tokenizer(path: str, roles: Roles) -> None:
-    """Reference, critic and reward read the policy's token ids, so they must mean the same by them."""
-    location = locate(path)
-    config = roles.config.model_copy(update={"path": path})
-    if load_tokenizer(config, location).get_vocab() != roles.tokenizer.get_vocab():
-        raise ModelError(
-            f"{path} has another tokenizer than the policy {roles.config.path}; it would read other words. Take one that was "
-            "trained on the policy's base; a reward model can also be wrapped in a reward function that takes text"
-        )
 
 
 def _reward(term: RewardTerm, functions: Mapping[str, Callable[..., Any]], scorer: Scorer) -> RewardSource:

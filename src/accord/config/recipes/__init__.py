@@ -1,7 +1,9 @@
 """One file an algorithm: its own options, and its recipe."""
 
 from accord.config.recipe import Recipe
+from accord.config.recipes.bco import BCOConfig, BCORecipe
 from accord.config.recipes.grpo import GRPOConfig, GRPORecipe
+from accord.config.recipes.kto import KTOConfig, KTORecipe
 from accord.config.recipes.ppo import PPOConfig, PPORecipe
 from accord.config.recipes.reinforce import ReinforceConfig, ReinforceRecipe
 from accord.config.recipes.reward import RewardConfig, RewardRecipe
@@ -15,13 +17,19 @@ RECIPES: dict[str, type[Recipe]] = {
     "rloo": RLOORecipe,
     "grpo": GRPORecipe,
     "reinforce": ReinforceRecipe,
+    "kto": KTORecipe,
+    "bco": BCORecipe,
 }
 """Training command -> its recipe. The CLI, the algorithms and the docs have the same keys."""
 
 __all__ = [
     "RECIPES",
+    "BCOConfig",
+    "BCORecipe",
     "GRPOConfig",
     "GRPORecipe",
+    "KTOConfig",
+    "KTORecipe",
     "PPOConfig",
     "PPORecipe",
     "RLOOConfig",
