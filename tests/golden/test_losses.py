@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from accord.losses import bradley_terry, kl_penalty, ppo_policy, ppo_value, sft
+from accord.losses import bco, bradley_terry, kl_penalty, kto, ppo_policy, ppo_value, sft
 from accord.ops.logprobs import token_logprobs
 
 FILE = Path(__file__).parent / "losses.json"
@@ -90,6 +90,23 @@ def reward(scores_2P: Tensor) -> Tensor:
     )[0]
 
 
+def labelled(loss_of: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[[Tensor], Tensor]:
+    def loss(logprobs_N: Tensor) -> Tensor:
+        return loss_of(
+            logprobs_N=logprobs_N,
+            ref_logprobs_N=wave(6, pitch=0.8, height=3.0),
+            labels_N=torch.tensor([True, False, True, True, False, False]),
+            baselines_N=torch.full((6,), 0.2),
+            beta=0.5,
+            sequences=torch.tensor(6.0),
+            desirable=torch.tensor(3.0),
+            desirable_weight=1.5,
+            undesirable_weight=0.75,
+        )[0]
+
+    return loss
+
+
 RUNS: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, float]] = {
     "sft": (lambda w: sft(logprobs_T=logprobs(w)[0], mask_T=MASK_T, tokens=TOKENS)[0], WEIGHT_VH, 0.5),
     "ppo_policy": (policy, WEIGHT_VH, 0.2),
@@ -97,6 +114,8 @@ RUNS: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, float]] = {
     "kl_k2": (kl("k2"), WEIGHT_VH, 0.05),
     "kl_k3": (kl("k3"), WEIGHT_VH, 0.05),
     "bradley_terry": (reward, wave(2, 5, pitch=1.7), 1.0),
+    "kto": (labelled(kto), wave(6, pitch=1.2, height=3.0), 5.0),
+    "bco": (labelled(bco), wave(6, pitch=1.2, height=3.0), 5.0),
 }
 """Name -> loss of the parameters, their start, the learning rate."""
 

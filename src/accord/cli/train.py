@@ -82,7 +82,7 @@ def _data_lines(recipe: Recipe) -> list[str]:
 
     paths = [recipe.data.path, *([recipe.data.eval_path] if recipe.data.eval_path else [])]
     loaded = [read_records(recipe.data, path, recipe.reads) for path in paths]
-    return [f"{one.path}: {len(one.records)} of {one.rows} rows can be used ({one.format})" for one in loaded]
+    return [f"{one.path}: {len(set(one.origins))} of {one.rows} rows can be used ({one.format})" for one in loaded]
 
 
 def _check_rewards(command: str, recipe: RolloutRecipe) -> None:

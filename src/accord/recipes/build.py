@@ -122,7 +122,8 @@ def _encoded(
     loaded = read_records(config if path is None else config.model_copy(update={"limit": None}), path, want)
     encoded = encode(loaded, config)
     rejected = len(loaded.rejections) + len(encoded.rejections)
-    used = f"{loaded.path}: {len(encoded.items)} of {loaded.rows} rows ({loaded.format})"
+    rows, made = len(set(encoded.origins)), len(encoded.items)
+    used = f"{loaded.path}: {rows} of {loaded.rows} rows ({loaded.format})" + (f", made {made}" if made != rows else "")
     left = f", {len(loaded.left_out)} of no use here" if loaded.left_out else ""
     return encoded.items, {"data": used + (f", {rejected} rejected" if rejected else "") + left}
 
