@@ -21,6 +21,7 @@ TOKEN_STREAMS = (
     "advantages_T",
     "returns_T",
     "weights_T",
+    "labels_T",
 )
 SEQUENCE_STREAMS = (
     "ref_logprobs_N",
@@ -66,6 +67,8 @@ class TokenBatch:
     returns_T: Tensor | None = None
     weights_T: Tensor | None = None
     """float32 [T]: weight of the token in the loss"""
+    labels_T: Tensor | None = None
+    """float32 [T]: how good the step is that ends at the token, from 0 to 1"""
     ref_logprobs_N: Tensor | None = None
     """float32 [N]: log-probability of all target tokens of the sequence under the reference (the sum of `ref_logprobs_T`)"""
     labels_N: Tensor | None = None

@@ -5,6 +5,7 @@ from accord.algorithms.bco import BCO
 from accord.algorithms.grpo import GRPO
 from accord.algorithms.kto import KTO
 from accord.algorithms.ppo import PPO
+from accord.algorithms.process import ProcessRewardModelling
 from accord.algorithms.reinforce import Reinforce
 from accord.algorithms.reward import RewardModelling
 from accord.algorithms.rloo import RLOO
@@ -33,6 +34,7 @@ __all__ = [
     "Algorithm",
     "Denominators",
     "Metrics",
+    "ProcessRewardModelling",
     "Reinforce",
     "RewardModelling",
     "RoleUpdate",

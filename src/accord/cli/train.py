@@ -94,7 +94,7 @@ def _check_rewards(command: str, recipe: RolloutRecipe) -> None:
             f"{command} needs a `reward`: --reward rewards.py:FUNCTION, or --reward PATH of a reward model"
         )
     for term in recipe.reward:
-        if term.model is not None:
-            locate(term.model)
+        for path in term.paths:
+            locate(path)
         if term.function is not None:
             load_function(term.function)

@@ -11,10 +11,12 @@ from accord.data.encode import (
     EncodedLabelled,
     EncodedPair,
     EncodedPrompt,
+    EncodedSteps,
     encode_examples,
     encode_labelled,
     encode_pairs,
     encode_prompts,
+    encode_steps,
 )
 from accord.data.formats import FORMATS, Loaded, convert_row, detect, read_records
 from accord.data.mismatch import with_mismatched
@@ -29,6 +31,7 @@ __all__ = [
     "EncodedLabelled",
     "EncodedPair",
     "EncodedPrompt",
+    "EncodedSteps",
     "Encoder",
     "Loaded",
     "Rejection",
@@ -44,6 +47,7 @@ __all__ = [
     "encode_labelled",
     "encode_pairs",
     "encode_prompts",
+    "encode_steps",
     "read_records",
     "read_rows",
     "render",

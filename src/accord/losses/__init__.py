@@ -11,7 +11,7 @@ from accord.losses.bco import bco
 from accord.losses.grpo import grpo, token_weights
 from accord.losses.kto import kto
 from accord.losses.ppo import kl_penalty, ppo_policy, ppo_value
-from accord.losses.reward import bradley_terry
+from accord.losses.reward import bradley_terry, process_reward
 from accord.losses.rloo import rloo
 from accord.losses.sft import sft
 
@@ -23,6 +23,7 @@ __all__ = [
     "kto",
     "ppo_policy",
     "ppo_value",
+    "process_reward",
     "rloo",
     "sft",
     "token_weights",

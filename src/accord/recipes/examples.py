@@ -35,6 +35,7 @@ def build_examples(
     arrange: Callable[[Sequence[T]], list[T]] = list,
     least: int = 1,
     look: Callable[[Sequence[T]], Sequence[str]] = lambda rows: (),
+    finish: Callable[[Scorer, Sequence[T], Path], None] = lambda scorer, rows, folder: None,
 ) -> Parts:
     """Everything that the loop needs.
 
@@ -49,6 +50,7 @@ def build_examples(
         arrange: done to the rows of a whole step, and to all that are held out, before ranks share them.
         least: rows that a step must have.
         look: notes for the person, from the rows to learn from.
+        finish: called after `save` with the held-out rows (those to learn from if there are none) and the model's folder.
 
     Raises:
         ConfigError: a step, or the held-out rows, would have fewer than `least` rows, or more tokens than the model reads.
@@ -66,6 +68,11 @@ def build_examples(
     held_out: Callable[[], Metrics] | None = None
     if split.held_out:
         held_out = partial(evaluate, arrange(split.held_out), algorithm, roles, scorer, recipe.train.micro_batch_tokens)
+
+    def save_all(folder: Path) -> None:
+        save(roles, folder)
+        finish(scorer, split.held_out or split.train, folder)
+
     return Parts(
         kind=recipe.algorithm.type,
         recipe=recipe,
@@ -75,7 +82,7 @@ def build_examples(
         source=Examples(stream, ranks, arrange),
         iterations=steps,
         steps_per_iteration=1,
-        save=partial(save, roles),
+        save=save_all,
         evaluate=held_out,
         facts=model_facts(recipe, roles, learner.weights) | split.facts,
         next_steps=next_steps,

@@ -37,7 +37,9 @@ class Metric:
 
 
 PATTERN = "env/reward/<source>"
-"""Stands for one metric per reward source; see `describe`."""
+"""Stands for one metric per reward source, and per member of an ensemble; see `describe`."""
+SPREAD_PATTERN = "env/reward_spread/<source>"
+"""Stands for one metric per ensemble."""
 
 M = Metric
 GROUPS: dict[str, tuple[Metric, ...]] = {
@@ -109,10 +111,11 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           "Falls.", "See `sft/loss`."),
     ),
     "Reward model (reward)": (
-        M("reward/loss", "-log sigmoid(chosen - rejected - margin), without the centring term.",
+        M("reward/loss", "-log sigmoid(chosen - rejected - margin), without the centring term; of steps: cross-entropy.",
           "Starts near 0.693 (a coin toss) and falls.",
           "Stays at 0.693: raise the learning rate, check that pairs differ."),
-        M("reward/accuracy", "Share of the pairs of the batch in which the chosen answer scores higher.",
+        M("reward/accuracy", "Share of the pairs of the batch in which the chosen answer scores higher; of steps "
+          "(`level: step`): whose score and label agree.",
           "Rises from 0.5 to 0.65 to 0.85.",
           "Near 1: memorised, or the pairs differ by something trivial. Compare `eval/`.", low=0.4),
         M("reward/margin", "Mean of chosen minus rejected score.",
@@ -168,6 +171,9 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
         M(PATTERN, "Mean score of one reward source, before its weight, over the responses to which it applies.",
           "Sources rise together.",
           "One falls while another rises: they conflict; change their weights.", unit="reward"),
+        M(SPREAD_PATTERN, "Standard deviation between the members of an ensemble of reward models, mean over the responses.",
+          "Steady.", "Grows: the policy goes where the reward models disagree; use `combine: min` or `uwo`, or stop "
+          "earlier.", unit="reward"),
         M("ppo/mean_scores", "Mean score as the algorithm sees it: after penalty, scale, normalisation and clipping.",
           "Follows `env/reward_mean`.",
           "Flat while `env/reward_mean` moves: scores hit `algorithm.reward_clip`.", unit="reward"),
@@ -267,11 +273,12 @@ def describe(name: str) -> Metric | None:
     """What a logged name means; a reward source's own mean is described under its own name."""
     if name in METRICS:
         return METRICS[name]
-    prefix = PATTERN.partition("<")[0]
-    if not name.startswith(prefix) or name == prefix:
-        return None
-    general = METRICS[PATTERN]
-    return Metric(name, general.meaning, general.healthy, general.outside, general.unit)
+    for pattern in (PATTERN, SPREAD_PATTERN):
+        prefix = pattern.partition("<")[0]
+        if name.startswith(prefix) and name != prefix:
+            general = METRICS[pattern]
+            return Metric(name, general.meaning, general.healthy, general.outside, general.unit)
+    return None
 
 
 def number(value: float | None, digits: int = 3) -> str:
