@@ -28,9 +28,11 @@ from accord.types import Example, LabelledResponse, Message, PreferencePair, Pro
 
 if TYPE_CHECKING:
     from accord.config import (
+        BCORecipe,
         CPORecipe,
         DPORecipe,
         GRPORecipe,
+        KTORecipe,
         ORPORecipe,
         PPORecipe,
         ReinforceRecipe,
@@ -46,11 +48,13 @@ if TYPE_CHECKING:
     from accord.training.run import Run
 
 _LAZY = {
-    "PPO": "accord.recipes.session",
+    "BCORecipe": "accord.config",
     "CPORecipe": "accord.config",
     "DPORecipe": "accord.config",
     "GRPORecipe": "accord.config",
+    "KTORecipe": "accord.config",
     "ORPORecipe": "accord.config",
+    "PPO": "accord.recipes.session",
     "PPORecipe": "accord.config",
     "RLOORecipe": "accord.config",
     "ReinforceRecipe": "accord.config",
@@ -67,6 +71,7 @@ __all__ = [
     "PPO",
     "AccordError",
     "AccordWarning",
+    "BCORecipe",
     "CPORecipe",
     "ConfigError",
     "DPORecipe",
@@ -74,6 +79,7 @@ __all__ = [
     "Example",
     "GRPORecipe",
     "GenerationError",
+    "KTORecipe",
     "LabelledResponse",
     "Message",
     "ModelError",

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from accord.losses import bradley_terry, cpo, dpo, kl_penalty, orpo, ppo_policy, ppo_value, sft, simpo
+from accord.losses import bco, bradley_terry, cpo, dpo, kl_penalty, kto, orpo, ppo_policy, ppo_value, sft, simpo
 from accord.ops.logprobs import token_logprobs
 
 FILE = Path(__file__).parent / "losses.json"
@@ -103,6 +103,23 @@ def answers(loss_of: Callable[..., tuple[Tensor, dict[str, Tensor]]], **options:
     return loss
 
 
+def labelled(loss_of: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[[Tensor], Tensor]:
+    def loss(logprobs_N: Tensor) -> Tensor:
+        return loss_of(
+            logprobs_N=logprobs_N,
+            ref_logprobs_N=wave(6, pitch=0.8, height=3.0),
+            labels_N=torch.tensor([True, False, True, True, False, False]),
+            baselines_N=torch.full((6,), 0.2),
+            beta=0.5,
+            sequences=torch.tensor(6.0),
+            desirable=torch.tensor(3.0),
+            desirable_weight=1.5,
+            undesirable_weight=0.75,
+        )[0]
+
+    return loss
+
+
 DPO: dict[str, dict[str, Any]] = {
     "dpo": {},
     "dpo_cdpo": {"label_smoothing": 0.1},
@@ -127,6 +144,8 @@ RUNS: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, float]] = {
     "orpo": (answers(orpo, beta=0.5), LOGPROBS_2P, 0.5),
     "simpo": (answers(simpo, beta=2.0, gamma_beta_ratio=0.5, alpha=0.1), LOGPROBS_2P, 0.5),
     "cpo": (answers(cpo, beta=0.1), LOGPROBS_2P, 0.5),
+    "kto": (labelled(kto), wave(6, pitch=1.2, height=3.0), 5.0),
+    "bco": (labelled(bco), wave(6, pitch=1.2, height=3.0), 5.0),
 }
 """Name -> loss of the parameters, their start, the learning rate."""
 

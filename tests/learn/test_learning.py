@@ -47,6 +47,30 @@ def test_reward_model_tells_good_from_bad_on_pairs_it_has_not_seen(full, base, t
     assert done.metrics[-1]["eval/accuracy"] > 0.9
 
 
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("kind", ["kto", "bco"])
+def test_thumbs_move_answers_to_prompts_that_it_has_not_seen(kind, seed, full, base, tmp_path: Path):
+    """Answers with `good` are liked, those with `odd` disliked; prompts and fillers differ. Nearly all held-out rows end on
+    the right side; the liked have become likelier than they were, the disliked less likely."""
+    fill = ["a cast", "the end", "slow", "was", "and", "film"]
+    rows = [
+        {"prompt": f"the film {i % 7}", "completion": f" {a} {'good' if up else 'odd'} {b}", "label": up}
+        for i, (a, b) in enumerate((a, b) for a in fill for b in fill)
+        for up in (True, False)
+    ]
+    over = {
+        "data": {"path": write_rows(tmp_path / "rows.jsonl", rows), "eval_fraction": 0.25},
+        "algorithm": {"beta": 0.3},
+        "train": {"steps": 40, "batch_size": 18, "learning_rate": 0.01 if full else 0.03, "checkpoint_every": 0},
+        "seed": seed,
+    }
+    done = run(kind, base, tmp_path, over | ({"adapter": None} if full else {}))
+    assert abs(done.metrics[0]["rewards/margins"]) < 1e-5
+    assert done.metrics[-1]["eval/accuracy"] > 0.85
+    assert done.metrics[-1]["eval/rewards/chosen"] > 1 > 0 > done.metrics[-1]["eval/rewards/rejected"]
+
+
 REWARD = """
 def letters(prompts, responses):
     return [sum(c.isascii() and c.isalpha() for c in text) / max(len(text), 1) for text in responses]

@@ -91,5 +91,5 @@ def test_families_keep_their_names(micro, loss, base):
 
 
 def test_perplexity_of_an_absurd_loss_is_finite():
-    assert with_perplexity({"sft/loss": 1e9}, "sft")["sft/perplexity"] == math.exp(50)
-    assert with_perplexity({"ppo/x": 1.0}, "ppo") == {"ppo/x": 1.0}
+    assert with_perplexity({"sft/loss": 1e9})["sft/perplexity"] == math.exp(50)
+    assert with_perplexity({"ppo/x": 1.0}) == {"ppo/x": 1.0}

@@ -53,6 +53,8 @@ KINDS = {
             "data": {"eval_fraction": 0.25},
         },
     ),
+    "kto": ("kto", {"train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3}}),
+    "bco": ("bco", {"train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3}}),
     "ppo": (
         "ppo",
         {

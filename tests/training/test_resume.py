@@ -28,6 +28,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         {"adapter": {"dropout": 0.1}, "train": {"steps": 4, "batch_size": 5}},
     ),  # the epoch ends in iteration 3
     "reward": ("reward", {"train": {"steps": 4}, "data": {"eval_fraction": 0.25}}),
+    "kto": ("kto", {"train": {"steps": 4}, "data": {"eval_fraction": 0.25}}),
+    "bco": ("bco", {"train": {"steps": 4, "eval_every": 1}, "data": {"eval_fraction": 0.25}}),
     "ppo": ("ppo", {"train": {"iterations": 4}}),
     "ppo_state": (
         "ppo",

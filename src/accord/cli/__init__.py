@@ -28,6 +28,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "preferences by mean log-probability and a margin, no reference; AlphaPO as an option",
     ),
     "cpo": ("accord.cli.train", "contrastive preference optimisation: no reference, and a likelihood term"),
+    "kto": ("accord.cli.train", "Kahneman-Tversky optimisation: learn from thumbs up and down"),
+    "bco": ("accord.cli.train", "binary classifier optimisation: learn from thumbs up and down"),
     "generate": ("accord.cli.generate", "sample from a model or adapter"),
     "merge": ("accord.cli.merge", "fold an adapter into its base"),
     "data": ("accord.cli.data", "check a file of feedback before you train on it"),
@@ -37,7 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 GROUPS = {
     "Start here": ("quickstart",),
-    "Train": ("sft", "reward", "ppo", "rloo", "grpo", "reinforce", "dpo", "orpo", "simpo", "cpo"),
+    "Train": tuple(name for name, (module, _) in COMMANDS.items() if module == "accord.cli.train"),
     "Use": ("generate", "merge"),
     "Look": ("data", "report"),
 }

@@ -82,7 +82,7 @@ def _data_lines(recipe: Recipe) -> list[str]:
 
     paths = [recipe.data.path, *([recipe.data.eval_path] if recipe.data.eval_path else [])]
     loaded = [read_records(recipe.data, path, recipe.reads) for path in paths]
-    return [f"{one.path}: {len(one.records)} of {one.rows} rows can be used ({one.format})" for one in loaded]
+    return [f"{one.path}: {len(set(one.origins))} of {one.rows} rows can be used ({one.format})" for one in loaded]
 
 
 def _check_rewards(command: str, recipe: RolloutRecipe) -> None:
@@ -94,7 +94,7 @@ def _check_rewards(command: str, recipe: RolloutRecipe) -> None:
             f"{command} needs a `reward`: --reward rewards.py:FUNCTION, or --reward PATH of a reward model"
         )
     for term in recipe.reward:
-        if term.model is not None:
-            locate(term.model)
+        for path in term.paths:
+            locate(path)
         if term.function is not None:
             load_function(term.function)

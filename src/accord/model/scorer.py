@@ -72,6 +72,12 @@ class Scorer:
         assert logprobs_T is not None
         return sum_per_sequence(logprobs_T, batch)
 
+    def step_scores(self, name: str, batch: TokenBatch) -> Tensor:
+        """What a stepwise reward role says at the targets: float32 [T], 0 elsewhere."""
+        scores_T = self._run(name, batch).scores_T
+        assert scores_T is not None
+        return scores_T
+
     def _run(self, name: str, batch: TokenBatch) -> Outputs:
         """One role over the whole batch, micro-batch by micro-batch, put back in the batch's order."""
         parts: dict[str, Tensor] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from accord.errors import RewardError
@@ -11,7 +11,11 @@ from accord.types import Rollout
 
 
 class MixedReward:
-    """score = sum of weight x value over the sources that apply to a response."""
+    """score = sum of weight x value over the sources that apply to a response.
+
+    A source may have `details`: more values of its last call, by name. They are kept in `scores` as `label/name`, and weigh
+    nothing.
+    """
 
     def __init__(self, sources: Sequence[tuple[RewardSource, float]]) -> None:
         self.sources = list(sources)
@@ -31,7 +35,10 @@ class MixedReward:
         scored = []
         for index, rollout in enumerate(rollouts):
             values = {source.label: column[index] for (source, _), column in zip(self.sources, columns, strict=True)}
-            weighted = zip((weight for _, weight in self.sources), values.values(), strict=True)
+            weighted = [(weight, values[source.label]) for source, weight in self.sources]
+            for source, _ in self.sources:
+                details: Mapping[str, Sequence[float | None]] = getattr(source, "details", {})
+                values |= {f"{source.label}/{name}": column[index] for name, column in details.items()}
             parts = [weight * value for weight, value in weighted if value is not None and weight != 0]
             if not parts:
                 raise RewardError(

@@ -41,6 +41,11 @@ class Column:
 
 
 SPEED = (Column("tok/s", "tokens/per_second"), Column("seconds", "time/iteration"))
+LABELLED = (
+    Column("margin", "rewards/margins"),
+    Column("chosen", "rewards/chosen"),
+    Column("rejected", "rewards/rejected"),
+)
 ROLLOUTS = (
     Column("score", "env/reward_mean"),
     Column("KL", "objective/kl"),
@@ -71,6 +76,14 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         )
         for kind in ("dpo", "orpo", "simpo", "cpo")
     },
+    "kto": (
+        Column("loss", "kto/loss"),
+        Column("accuracy", "kto/accuracy"),
+        *LABELLED,
+        Column("KL", "objective/kl"),
+        *SPEED,
+    ),
+    "bco": (Column("loss", "bco/loss"), Column("accuracy", "bco/accuracy"), *LABELLED, *SPEED),
 }
 """The figures that matter for each recipe; the rest is in `metrics.jsonl` and the report."""
 

@@ -66,6 +66,8 @@ class Parts:
     """For the header."""
     next_steps: Sequence[tuple[str, str]] = ()
     """For the summary."""
+    notes: Sequence[str] = ()
+    """What a person should know about the data before the run starts."""
 
 
 def run_loop(
@@ -90,7 +92,7 @@ def run_loop(
     sinks = open_sinks(recipe.train.sinks, directory.path, config, begun if resume else None) if first_rank else []
     with console, _stop_signals(), _warnings_shown(console):
         console.header({**facts, "output": str(directory.path), "seed": str(recipe.seed)})
-        for note in (*notes, *recipe.warnings()):
+        for note in (*notes, *recipe.warnings(), *parts.notes):
             console.note(note)
         console.start(begun)
         try:
@@ -127,7 +129,7 @@ def _iterate(parts: Parts, iteration: int, directory: RunDirectory, console: Con
     batch, learnt = learn(
         items, parts.algorithm, parts.learner, parts.scorer, parts.recipe.seed, iteration, console.advance
     )
-    metrics |= with_perplexity(learnt, parts.kind)
+    metrics |= with_perplexity(learnt)
     if parts.engine is not None:
         parts.engine.load(None, iteration + 1)
         every = getattr(parts.recipe.train, "rollouts_every", 0)

@@ -1,9 +1,11 @@
 """One file an algorithm: its own options, and its recipe."""
 
 from accord.config.recipe import Recipe
+from accord.config.recipes.bco import BCOConfig, BCORecipe
 from accord.config.recipes.cpo import CPOConfig, CPORecipe
 from accord.config.recipes.dpo import DPOConfig, DPORecipe
 from accord.config.recipes.grpo import GRPOConfig, GRPORecipe
+from accord.config.recipes.kto import KTOConfig, KTORecipe
 from accord.config.recipes.orpo import ORPOConfig, ORPORecipe
 from accord.config.recipes.ppo import PPOConfig, PPORecipe
 from accord.config.recipes.reinforce import ReinforceConfig, ReinforceRecipe
@@ -23,17 +25,23 @@ RECIPES: dict[str, type[Recipe]] = {
     "orpo": ORPORecipe,
     "simpo": SimPORecipe,
     "cpo": CPORecipe,
+    "kto": KTORecipe,
+    "bco": BCORecipe,
 }
 """Training command -> its recipe. The CLI, the algorithms and the docs have the same keys."""
 
 __all__ = [
     "RECIPES",
+    "BCOConfig",
+    "BCORecipe",
     "CPOConfig",
     "CPORecipe",
     "DPOConfig",
     "DPORecipe",
     "GRPOConfig",
     "GRPORecipe",
+    "KTOConfig",
+    "KTORecipe",
     "ORPOConfig",
     "ORPORecipe",
     "PPOConfig",
