@@ -96,12 +96,10 @@ def dpo(
         losses_P = OF_EACH[loss](chosen_score_P, rejected_score_P, beta)
     else:
         differences_P = chosen_score_P - rejected_score_P
-        logits_P = beta * differences_P
-        if margins_P is not None and margin_coef:
-            logits_P = logits_P - margin_coef * margins_P
+        demanded_P = 0.0 if margins_P is None else margin_coef * margins_P
         losses_P = of_difference(
             differences_P=differences_P,
-            logits_P=logits_P,
+            logits_P=beta * differences_P - demanded_P,
             loss=loss,
             beta=beta,
             label_smoothing=label_smoothing,
@@ -113,13 +111,8 @@ def dpo(
     if sft_coef:
         nll = nll_per_token(logprobs_P=chosen_P, lengths_P=chosen_lengths_P).sum() / pairs
         total, metrics["dpo/nll"] = total + sft_coef * nll, nll.detach()
-    return total, metrics | pair_metrics(
-        chosen_P=chosen_P,
-        rejected_P=rejected_P,
-        chosen_rewards_P=beta * chosen_score_P,
-        rejected_rewards_P=beta * rejected_score_P,
-        pairs=pairs,
-    )
+    rewards = {"chosen_rewards_P": beta * chosen_score_P, "rejected_rewards_P": beta * rejected_score_P}
+    return total, metrics | pair_metrics(chosen_P=chosen_P, rejected_P=rejected_P, **rewards, pairs=pairs)
 
 
 def divergence(*, log_ratios_P: Tensor, kind: str, alpha: float = 0.5) -> Tensor:
