@@ -35,6 +35,17 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             "train": {"iterations": 4, "batch_size": 8},
         },
     ),
+    "optimizer_and_plateau": (
+        "sft",
+        {
+            "train": {
+                "steps": 4,
+                "optimizer": {"name": "adafactor", "beta1": 0.9},
+                "schedule": {"name": "reduce_lr_on_plateau", "metric": "sft/loss", "patience": 0, "threshold": 1.0},
+                "lora_plus_ratio": 4,
+            }
+        },
+    ),
     "ppo_full": ("ppo", {"adapter": None, "train": {"iterations": 4, "learning_rate": 1e-3}}),
 }
 

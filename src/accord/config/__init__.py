@@ -4,6 +4,7 @@ from accord.config.algorithm import AlgorithmConfig, KLConfig, RolloutAlgorithm
 from accord.config.base import Section, build, dump, load, merge, parse_overrides
 from accord.config.data import DataConfig
 from accord.config.model import CriticConfig, LoraConfig, ModelConfig, ReferenceConfig
+from accord.config.optim import OptimizerConfig, ScheduleConfig
 from accord.config.recipe import ExampleRecipe, Recipe, RolloutRecipe
 from accord.config.recipes import (
     RECIPES,
@@ -36,6 +37,7 @@ __all__ = [
     "KLConfig",
     "LoraConfig",
     "ModelConfig",
+    "OptimizerConfig",
     "PPOConfig",
     "PPORecipe",
     "PlacementConfig",
@@ -54,6 +56,7 @@ __all__ = [
     "RolloutTrain",
     "SFTConfig",
     "SFTRecipe",
+    "ScheduleConfig",
     "Section",
     "TrainConfig",
     "build",

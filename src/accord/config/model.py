@@ -65,6 +65,8 @@ class CriticConfig(Section):
     (OpenRLHF and InstructGPT, arXiv:2203.02155 appendix C.4, start the critic from the reward model)."""
     path: str | None = None
     """Folder or hub name, for `source: model`. A reward model's score head becomes the value head."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate of the critic's weights, its value head included; `null`: `train.learning_rate`."""
 
     @model_validator(mode="after")
     def _path_fits(self) -> Self:

@@ -28,6 +28,8 @@ class Recipe(Section):
     full_learning_rate: ClassVar[float]
     reads: ClassVar[type[Record]]
     """What a row of its data becomes."""
+    has_heads: ClassVar[bool] = False
+    """Whether a value or score head learns."""
 
     model: ModelConfig
     adapter: LoraConfig | None = LoraConfig()
@@ -53,6 +55,16 @@ class Recipe(Section):
         full = "adapter" in value and value["adapter"] is None
         rate = cls.full_learning_rate if full else cls.adapter_learning_rate
         return {**value, "train": {**train, "learning_rate": rate}}
+
+    @model_validator(mode="after")
+    def _rates_fit(self) -> Self:
+        if self.train.lora_plus_ratio is not None and self.adapter is None:
+            raise ValueError(
+                "train.lora_plus_ratio is about LoRA's two matrices, and `adapter: null` trains the base itself"
+            )
+        if self.train.head_learning_rate is not None and not self.has_heads:
+            raise ValueError(f"train.head_learning_rate: {self.algorithm.type} has no value or score head that learns")
+        return self
 
     def warnings(self) -> list[str]:
         """Settings that run, but seldom do what is wanted."""

@@ -9,13 +9,16 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
-from accord.config import DataConfig, ExampleTrain, LoraConfig, ModelConfig, Recipe
+from accord.config import DataConfig, ExampleTrain, LoraConfig, ModelConfig, Recipe, TrainConfig
+from accord.config.optim import OWN_SCHEDULES
 from accord.data import Encoded, Encoder, Loaded, read_records, set_chat_template, stop_ids
 from accord.errors import ConfigError
 from accord.model.device import choose_device
 from accord.model.roles import Roles
 from accord.training.loop import seed_everything
+from accord.training.optim import check_optimizer
 from accord.training.parallel import Ranks
+from accord.training.schedule import find_schedule
 from accord.training.stream import Stream
 from accord.types import Record
 
@@ -61,8 +64,20 @@ def check_context(roles: Roles, tokens: int, keys: str) -> None:
         )
 
 
+def check_training(train: TrainConfig) -> None:
+    """Find the optimiser and the schedule, before any weights are loaded.
+
+    Raises:
+        ConfigError: one of them is not there, or has no such keyword.
+    """
+    check_optimizer(train)
+    if train.schedule.target not in OWN_SCHEDULES:
+        find_schedule(train)
+
+
 def start(recipe: Recipe) -> tuple[Roles, Encoder, Ranks]:
-    """Choose the device, join the other ranks, and open the model."""
+    """Check what needs no weights, choose the device, join the other ranks, and open the model."""
+    check_training(recipe.train)
     device = choose_device(recipe.placement)
     ranks = Ranks.from_environment() if recipe.placement.type == "torchrun" else Ranks()
     return *open_model(recipe.model, recipe.adapter, device, recipe.seed), ranks

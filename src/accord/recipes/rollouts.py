@@ -62,7 +62,8 @@ def build_rollouts(recipe: RolloutRecipe, make_algorithm: Callable[[SumOverRanks
     stream = Stream(split.train, recipe.train.batch_size // rollout.samples, recipe.seed)
     algorithm = make_algorithm(ranks.sum)
     steps = recipe.algorithm.epochs * recipe.algorithm.minibatches
-    learner = Learner(roles, algorithm, recipe.train, recipe.train.iterations * steps, ranks)
+    total = recipe.train.iterations * steps
+    learner = Learner(roles, algorithm, recipe.train, total, ranks, rates=own_rates(recipe))
     return Parts(
         kind=kind,
         recipe=recipe,
@@ -88,6 +89,12 @@ def _check_ranks(recipe: RolloutRecipe, ranks: Ranks) -> None:
             f"{prompts} prompts an iteration (train.batch_size / rollout.samples) over {ranks.size} ranks: each rank needs "
             f"the same number, and at least {recipe.algorithm.minibatches} responses (algorithm.minibatches)"
         )
+
+
+def own_rates(recipe: RolloutRecipe) -> dict[str, float]:
+    """Peak learning rates of roles that have one of their own."""
+    rate = getattr(getattr(recipe, "critic", None), "learning_rate", None)
+    return {} if rate is None else {"critic": rate}
 
 
 def add_roles(recipe: RolloutRecipe, roles: Roles) -> Scorer:

@@ -182,7 +182,7 @@ SUMMED = ("tokens/trained", "optim/steps_taken", "ppo/steps_skipped")
 
 def average(steps: Sequence[Metrics]) -> Metrics:
     """One row from the metrics of an iteration's steps: the mean over the steps that have it; counts are summed, `_max` is
-    the greatest, and the learning rate that of the last step."""
+    the greatest, and learning rates are those of the last step."""
     row: Metrics = {}
     for name in sorted({name for step in steps for name in step}):
         values = [step[name] for step in steps if name in step]
@@ -190,7 +190,7 @@ def average(steps: Sequence[Metrics]) -> Metrics:
             row[name] = sum(values)
         elif name.endswith("_max"):
             row[name] = max(values)
-        elif name == "optim/learning_rate":
+        elif name.startswith("optim/learning_rate"):
             row[name] = values[-1]
         elif name != "tokens/seen":
             row[name] = sum(values) / len(values)
@@ -218,8 +218,9 @@ def _log(metrics: Metrics, iteration: int, sinks: Sequence[Sink], console: Conso
 
 
 def _checkpoint(parts: Parts, directory: RunDirectory, iteration: int) -> None:
-    state = {"steps": parts.learner.steps, "algorithm": parts.algorithm.state_dict()}
-    write_checkpoint(directory.checkpoints, iteration, parts.learner.tensors(), state, parts.recipe.train.keep)
+    learner = parts.learner
+    state = {"steps": learner.steps, "learner": learner.state_dict(), "algorithm": parts.algorithm.state_dict()}
+    write_checkpoint(directory.checkpoints, iteration, learner.tensors(), state, parts.recipe.train.keep)
 
 
 def _restore(parts: Parts, directory: RunDirectory) -> tuple[int, list[str]]:
@@ -228,7 +229,7 @@ def _restore(parts: Parts, directory: RunDirectory) -> tuple[int, list[str]]:
     notes = [f"{line}; falling back to the one before" for line in damaged]
     if checkpoint is None:
         return 0, ["no checkpoint was written yet, so the run starts from its beginning"]
-    parts.learner.load_tensors(checkpoint.tensors, checkpoint.state["steps"])
+    parts.learner.load_tensors(checkpoint.tensors, checkpoint.state["steps"], checkpoint.state.get("learner"))
     parts.algorithm.load_state_dict(checkpoint.state["algorithm"])
     if parts.engine is not None:
         parts.engine.load(None, checkpoint.iteration)

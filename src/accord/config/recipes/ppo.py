@@ -44,6 +44,7 @@ class PPORecipe(RolloutRecipe):
     # Classic TRL and StackLLaMA: 1.41e-5 with LoRA; TRL's full fine-tuning examples: 3e-6.
     adapter_learning_rate: ClassVar[float] = 1.41e-5
     full_learning_rate: ClassVar[float] = 3e-6
+    has_heads: ClassVar[bool] = True
 
     critic: CriticConfig = CriticConfig()
     algorithm: PPOConfig = PPOConfig()
