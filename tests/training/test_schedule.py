@@ -72,10 +72,13 @@ def schedule(total: int = 20, peaks: tuple[float, ...] = (), make=None, **option
 
 
 def played(one: Schedule, steps: int, values=None) -> list[list[float]]:
+    """The rates of the next so many steps."""
     rows = []
     for step in range(steps):
         rows.append([group["lr"] for group in one.optimizer.param_groups])
-        one.advance({"sft/loss": values[step], "optim/steps_taken": 1.0} if values else {})
+        if values:
+            one.watch({"sft/loss": values[step], "optim/steps_taken": 1.0})
+        one.go_to(one.at + 1)
     return rows
 
 
@@ -160,6 +163,12 @@ def test_a_new_rate_and_length_stretch_the_course():
     assert played(long, 30) == played(schedule(40, peaks=(0.25,)), 40)[10:]
 
 
+def test_steps_that_were_left_out_are_gone_over():
+    one = schedule()
+    one.go_to(5)
+    assert [group["lr"] for group in one.optimizer.param_groups] == played(schedule(), 6)[5]
+
+
 # --- schedules that watch ------------------------------------------------------------------------------------------------
 
 
@@ -189,8 +198,8 @@ def test_plateau_by_hand():
 def test_a_metric_that_no_step_logs():
     one = schedule(schedule={"name": "greedy", "metric": "sft/los"})
     with pytest.raises(ConfigError, match=r"no step logs 'sft/los'; they log optim/steps_taken, sft/loss"):
-        one.advance({"sft/loss": 1.0, "optim/steps_taken": 1.0})
-    one.advance({"ppo/steps_skipped": 1.0})  # a step that was not taken says nothing
+        one.watch({"sft/loss": 1.0, "optim/steps_taken": 1.0})
+    one.watch({"ppo/steps_skipped": 1.0})  # a step that was not taken says nothing
 
 
 # --- by object and by mistake --------------------------------------------------------------------------------------------

@@ -78,12 +78,13 @@ class Learner:
         self._check_finite(metrics)
         reason = self.algorithm.veto(metrics)
         if reason is None:
+            self.schedule.go_to(self.steps)
             metrics |= self._rates()
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
         metrics["ppo/steps_skipped" if reason else "optim/steps_taken"] = 1.0
-        self.schedule.advance(metrics)
+        self.schedule.watch(metrics)
         seen = self.ranks.sum(torch.tensor(float(batch.tokens)))
         return metrics | {"tokens/trained": float(denominators.tokens), "tokens/seen": float(seen)}
 

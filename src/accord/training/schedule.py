@@ -67,6 +67,8 @@ class Schedule:
             {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
         ]
         self.scheduler = self._new()
+        self.at = 0
+        """The step that the groups' rates are for."""
         self._made = [dict(group) for group in optimizer.param_groups]
         watches = "metrics" in inspect.signature(type(self.scheduler).step).parameters
         if watches != (metric is not None):
@@ -85,23 +87,19 @@ class Schedule:
         """The rates of the step to come, by label of the groups."""
         return {group.get("label", "base"): float(group["lr"]) for group in reversed(self.optimizer.param_groups)}
 
-    def advance(self, metrics: Mapping[str, float]) -> None:
-        """Go on to the next step.
+    def go_to(self, step: int) -> None:
+        """Set the rates of a step; steps that were left out are gone over.
 
         Args:
-            metrics: of the step that was taken (or skipped: the course goes on).
+            step: from 0, not before the one it is at.
 
         Raises:
-            ConfigError: the watched metric is none of a step's, or the course has come to its end.
+            ConfigError: the course has come to its end, or cannot be computed.
         """
-        if self.metric is None:
-            self._step()
-        elif self.metric in metrics:
-            self.scheduler.step(metrics[self.metric])
-        elif "optim/steps_taken" in metrics:
-            raise ConfigError(
-                f"train.schedule.metric: no step logs {self.metric!r}; they log {', '.join(sorted(metrics))}"
-            )
+        while self.at < step:
+            self.at += 1
+            if self.metric is None:
+                self._step()
 
     def _step(self) -> None:
         with warnings.catch_warnings():  # of steps that were skipped, or were taken before a checkpoint
@@ -109,7 +107,20 @@ class Schedule:
             try:
                 self.scheduler.step()
             except (TypeError, ValueError) as error:
-                raise ConfigError(f"train.schedule, at step {self.scheduler.last_epoch}: {error}") from error
+                raise ConfigError(f"train.schedule, at step {self.at}: {error}") from error
+
+    def watch(self, metrics: Mapping[str, float]) -> None:
+        """Show what a step logged to a scheduler that watches a number.
+
+        Raises:
+            ConfigError: it is none of a step's numbers.
+        """
+        if self.metric is None:
+            return
+        if self.metric in metrics:
+            self.scheduler.step(metrics[self.metric])
+        elif "optim/steps_taken" in metrics:
+            raise ConfigError(f"train.schedule.metric: no step logs {self.metric!r}; they log {', '.join(sorted(metrics))}")
 
     def state_dict(self) -> dict[str, Any]:
         """What cannot be played again: entries that the optimiser keeps in its groups, and the state of a scheduler that
@@ -137,10 +148,9 @@ class Schedule:
             group.update(start)
             group.update({key: _like(start.get(key), value) for key, value in own.items()})
         self.scheduler = self._new()
-        if self.metric is None:
-            for _ in range(steps):
-                self._step()
-        elif "scheduler" in state:
+        self.at = 0
+        self.go_to(steps)
+        if "scheduler" in state:
             self.scheduler.load_state_dict(dict(state["scheduler"]))
             peaks = [start["lr"] for start in self._start]
             for group, rate, old, new in zip(
