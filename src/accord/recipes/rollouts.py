@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from accord.algorithms import Algorithm
-from accord.config import DataConfig, RewardTerm, RolloutRecipe
+from accord.config import DataConfig, PolicyGradient, RewardTerm, RolloutRecipe
 from accord.data import Encoded, EncodedPrompt, Loaded, encode_prompts
 from accord.errors import ConfigError, ModelError
 from accord.model.export import save_policy
@@ -141,12 +141,13 @@ def _facts(recipe: RolloutRecipe, rewards: MixedReward) -> dict[str, str]:
     weighted = ", ".join(
         f"{term.weight:g} x {label}" for term, label in zip(recipe.reward, rewards.labels, strict=True)
     )
-    kl = recipe.algorithm.kl
-    control = "fixed" if kl.target is None else f"adaptive to {kl.target:g} nats"
-    facts = {
-        "reward": weighted,
-        "KL": f"{kl.estimator} in the {kl.use}, coefficient {kl.coef:g} ({control}), to {recipe.reference.source}",
-    }
+    facts = {"reward": weighted}
+    if isinstance(recipe.algorithm, PolicyGradient):
+        kl = recipe.algorithm.kl
+        control = "fixed" if kl.target is None else f"adaptive to {kl.target:g} nats"
+        facts["KL"] = (
+            f"{kl.estimator} in the {kl.use}, coefficient {kl.coef:g} ({control}), to {recipe.reference.source}"
+        )
     critic = getattr(recipe, "critic", None)
     return (
         facts if critic is None else facts | {"critic": f"{critic.source}, started from {critic.path or critic.start}"}

@@ -183,6 +183,8 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           "Below 0.5.", "Near 1: prompts are too easy or too hard, or the score is too coarse. Raise `rollout.samples`."),
         M("ppo/steps_skipped", "Updates left out because the mean ratio passed `algorithm.ratio_guard`.",
           "0.", "Above 0: steps are far too large; lower the learning rate.", unit="steps", high=0.0),
+        M("ppo/steps_left_out", "Updates left out because one before them passed `algorithm.kl_stop`.",
+          "Absent, or now and then.", "Most of them each time: lower the learning rate or `algorithm.epochs`.", unit="steps"),
     ),
     "Value function (ppo)": (
         M("ppo/loss/value", "Clipped squared error of the value function, before its weight.",
@@ -218,6 +220,13 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           "Above 0.8.", "Low: raise `rollout.max_new_tokens`, or set `algorithm.missing_eos_penalty`."),
         M("sampling/tokens_per_second", "Response tokens sampled per second.",
           "Steady.", "Low: raise `rollout.max_sequences`.", unit="tokens/s"),
+        M("sampling/importance_mean", "Mean importance weight of the sampled tokens before any bound (`algorithm.correction`).",
+          "Within 0.01 of 1.", "Far from 1: sampler and trainer are different policies; see "
+          "`sampling/logprob_difference_mean`.", low=0.5, high=2.0),
+        M("sampling/importance_max", "Largest such weight before any bound.",
+          "Below `algorithm.correction_cap` for nearly all batches.", "Huge throughout: the sampler runs other weights."),
+        M("sampling/importance_held", "Share of the tokens whose weight was truncated or masked.",
+          "Below 0.05.", "High: much is thrown away; mend the mismatch or lower the lag."),
         M("sampling/lag", "Versions by which the sampling policy was behind at the update.",
           "0: synchronous.",
           "Always 0 here: every batch is sampled with the newest weights.", unit="versions"),
