@@ -1,6 +1,6 @@
 """Recipes as validated data. Nothing here imports torch, so a typo costs a tenth of a second and not a model load."""
 
-from accord.config.algorithm import AlgorithmConfig, KLConfig, PolicyGradient, RolloutAlgorithm
+from accord.config.algorithm import AlgorithmConfig, KLConfig, PolicyGradient, PTXConfig, RolloutAlgorithm
 from accord.config.base import Section, build, dump, load, merge, parse_overrides
 from accord.config.data import DataConfig
 from accord.config.model import CriticConfig, LoraConfig, ModelConfig, ReferenceConfig
@@ -38,6 +38,7 @@ __all__ = [
     "ModelConfig",
     "PPOConfig",
     "PPORecipe",
+    "PTXConfig",
     "PlacementConfig",
     "PolicyGradient",
     "RLOOConfig",

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from accord.config.base import Section
+from accord.config.data import DataConfig
 
 
 class AlgorithmConfig(Section):
@@ -49,6 +50,25 @@ class KLConfig(Section):
             raise ValueError(
                 f"estimator {self.estimator} cannot be a loss term ({why}); use k2 or k3, or `use: reward`"
             )
+        return self
+
+
+class PTXConfig(Section):
+    """A language-modelling loss on rows of text, added to each step of the policy (Ouyang et al. 2022, arXiv:2203.02155,
+    equation 2: PPO-ptx), against forgetting."""
+
+    data: DataConfig
+    """Rows to learn as `accord sft` learns them: text, prompt and completion, or messages."""
+    coef: float = Field(0.05, ge=0)
+    """Weight of the mean over these tokens beside the policy loss, which is a mean over its own (OpenRLHF: 0.05; InstructGPT:
+    27.8)."""
+    batch_size: int = Field(16, ge=1)
+    """Rows of one optimiser step, over all ranks."""
+
+    @model_validator(mode="after")
+    def _rows_fit(self) -> Self:
+        if self.data.eval_path is not None or self.data.eval_fraction:
+            raise ValueError("ptx.data: rows are only learnt from here, so eval_path and eval_fraction have no meaning")
         return self
 
 

@@ -183,6 +183,8 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           "Below 0.5.", "Near 1: prompts are too easy or too hard, or the score is too coarse. Raise `rollout.samples`."),
         M("ppo/steps_skipped", "Updates left out because the mean ratio passed `algorithm.ratio_guard`.",
           "0.", "Above 0: steps are far too large; lower the learning rate.", unit="steps", high=0.0),
+        M("ptx/loss", "Negative log-likelihood per token of the text learnt beside the rewards (`ptx`), before its weight.",
+          "Stays where fine-tuning left it.", "Rises: the policy forgets; raise `ptx.coef`.", unit="nats/token"),
         M("ppo/steps_left_out", "Updates left out because one before them passed `algorithm.kl_stop`.",
           "Absent, or now and then.", "Most of them each time: lower the learning rate or `algorithm.epochs`.", unit="steps"),
     ),
