@@ -18,7 +18,7 @@ from pyarrow import parquet
 import accord
 from accord.training.learner import Learner
 from accord.training.run import Run
-from recipes.tiny_runs import recipe_dict, same_weights, timeless
+from recipes.tiny_runs import completions, recipe_dict, same_weights, timeless, write_rows
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": (
@@ -46,6 +46,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             }
         },
     ),
+    "ppo_ptx": (
+        "ppo",
+        {"ptx": {"data": {"path": "ptx.jsonl"}, "coef": 0.5, "batch_size": 5}, "train": {"iterations": 4}},
+    ),
     "ppo_full": ("ppo", {"adapter": None, "train": {"iterations": 4, "learning_rate": 1e-3}}),
 }
 
@@ -56,7 +60,10 @@ def uninterrupted(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     runs = {}
     for name, (kind, over) in KINDS.items():
         folder = tmp_path_factory.mktemp(name)
-        runs[name] = (folder, accord.train(recipe_dict(kind, base, folder, over), quiet=True))
+        config = recipe_dict(kind, base, folder, over)
+        if "ptx" in config:
+            config["ptx"]["data"]["path"] = write_rows(folder / "ptx.jsonl", completions())
+        runs[name] = (folder, accord.train(config, quiet=True))
     return runs
 
 

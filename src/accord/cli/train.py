@@ -81,9 +81,12 @@ def _dry_run(command: str, recipe: Recipe) -> int:
 def _data_lines(recipe: Recipe) -> list[str]:
     """What the data's files hold, read as the recipe would read them."""
     from accord.data import read_records
+    from accord.types import Example
 
     paths = [recipe.data.path, *([recipe.data.eval_path] if recipe.data.eval_path else [])]
     loaded = [read_records(recipe.data, path, recipe.reads) for path in paths]
+    ptx = getattr(recipe, "ptx", None)
+    loaded += [] if ptx is None else [read_records(ptx.data, want=Example)]
     return [f"{one.path}: {len(one.records)} of {one.rows} rows can be used ({one.format})" for one in loaded]
 
 

@@ -1,6 +1,6 @@
 """Recipes as validated data. Nothing here imports torch, so a typo costs a tenth of a second and not a model load."""
 
-from accord.config.algorithm import AlgorithmConfig, KLConfig, RolloutAlgorithm
+from accord.config.algorithm import AlgorithmConfig, KLConfig, PolicyGradient, PTXConfig, RolloutAlgorithm
 from accord.config.base import Section, build, dump, load, merge, parse_overrides
 from accord.config.data import DataConfig
 from accord.config.model import CriticConfig, LoraConfig, ModelConfig, ReferenceConfig
@@ -40,7 +40,9 @@ __all__ = [
     "OptimizerConfig",
     "PPOConfig",
     "PPORecipe",
+    "PTXConfig",
     "PlacementConfig",
+    "PolicyGradient",
     "RLOOConfig",
     "RLOORecipe",
     "Recipe",

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from accord.config.algorithm import AlgorithmConfig, RolloutAlgorithm
+from accord.config.algorithm import AlgorithmConfig, PTXConfig, RolloutAlgorithm
 from accord.config.base import Section
 from accord.config.data import DataConfig
 from accord.config.model import LoraConfig, ModelConfig, ReferenceConfig
@@ -87,6 +87,8 @@ class RolloutRecipe(Recipe):
     reference: ReferenceConfig = ReferenceConfig()
     reward: tuple[RewardTerm, ...] = ()
     rollout: RolloutConfig = RolloutConfig()
+    ptx: PTXConfig | None = None
+    """Text to go on learning beside the rewards; `null`: none."""
     algorithm: RolloutAlgorithm
     train: RolloutTrain = RolloutTrain()
 

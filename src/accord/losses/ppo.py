@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from accord.losses.surrogate import clipped_surrogate, log_ratios, ratio_metrics
 from accord.ops.kl import kl_per_token
 from accord.ops.masking import masked_sum
-
-MAX_LOG_RATIO = 20.0
-"""exp(20) is far outside any clip range and far inside float32."""
 
 
 def ppo_policy(
@@ -20,13 +18,15 @@ def ppo_policy(
     mask_T: Tensor,
     tokens: Tensor,
     clip: float,
+    dual_clip: float | None = None,
+    weights_T: Tensor | None = None,
     entropies_T: Tensor | None = None,
     entropy_coef: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Clipped surrogate (Schulman et al. 2017, arXiv:1707.06347, equation 7) minus an entropy bonus (equation 9).
 
     ratio = exp(log p - log p_old)
-    loss = sum_t max(-A_t ratio_t, -A_t clip(ratio_t, 1 - clip, 1 + clip)) / tokens - entropy_coef sum_t H_t / tokens
+    loss = sum_t w_t max(-A_t ratio_t, -A_t clip(ratio_t, 1 - clip, 1 + clip)) / tokens - entropy_coef sum_t H_t / tokens
 
     Args:
         logprobs_T: log-probability of each token now, float32 [T].
@@ -35,25 +35,20 @@ def ppo_policy(
         mask_T: true for response tokens, bool [T].
         tokens: number of response tokens of the whole step, scalar.
         clip: half-width of the ratio's free range.
+        dual_clip: for negative advantages the loss of a token is at most this times |A|; see `clipped_surrogate`.
+        weights_T: weight of each token's surrogate, float32 [T]; 1 if not given. See `ops.importance`.
         entropies_T: entropy of each token's distribution (nats), float32 [T].
         entropy_coef: weight of the bonus.
 
     Returns:
         The loss (scalar) and `ppo/policy/*`, `ppo/loss/policy`, `objective/entropy`.
     """
-    log_ratio_T = (logprobs_T - old_logprobs_T).masked_fill(~mask_T, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    ratio_T = log_ratio_T.exp()
-    plain_T = -advantages_T * ratio_T
-    clipped_T = -advantages_T * ratio_T.clamp(1.0 - clip, 1.0 + clip)
-    surrogate = masked_sum(torch.maximum(plain_T, clipped_T), mask_T) / tokens
-    metrics = {
-        "ppo/loss/policy": surrogate,
-        "ppo/policy/clipfrac": masked_sum((clipped_T > plain_T).float(), mask_T) / tokens,
-        # (ratio - 1) - log ratio: Schulman's k3 of KL(old || new), never negative.
-        "ppo/policy/approxkl": masked_sum(torch.expm1(log_ratio_T) - log_ratio_T, mask_T) / tokens,
-        "ppo/policy/ratio_mean": masked_sum(ratio_T, mask_T) / tokens,
-        "ppo/policy/ratio_max": ratio_T.masked_fill(~mask_T, 0.0).max(),
-    }
+    log_ratio_T = log_ratios(logprobs_T, old_logprobs_T, mask_T)
+    losses_T, held_T = clipped_surrogate(log_ratio_T, advantages_T.masked_fill(~mask_T, 0.0), clip, clip, dual_clip)
+    if weights_T is not None:
+        losses_T = losses_T * weights_T.masked_fill(~mask_T, 0.0)
+    surrogate = masked_sum(losses_T, mask_T) / tokens
+    metrics = {"ppo/loss/policy": surrogate, **ratio_metrics(log_ratio_T, held_T, mask_T, tokens)}
     loss = surrogate
     if entropies_T is not None:
         entropy = masked_sum(entropies_T, mask_T) / tokens

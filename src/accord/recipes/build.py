@@ -90,10 +90,10 @@ def load_split(recipe: Recipe, encode: Callable[[Loaded, DataConfig], Encoded[T]
         DataError: see `read_records` and the encoders.
     """
     config = recipe.data
-    train, facts = _encoded(config, None, recipe.reads, encode)
+    train, facts = read_rows(config, recipe.reads, encode)
     held_out: list[T] = []
     if config.eval_path is not None:
-        held_out, held_facts = _encoded(config, config.eval_path, recipe.reads, encode)
+        held_out, held_facts = read_rows(config, recipe.reads, encode, config.eval_path)
         facts["held out"] = held_facts["data"]
     elif config.eval_fraction > 0:
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
@@ -108,9 +108,17 @@ def load_split(recipe: Recipe, encode: Callable[[Loaded, DataConfig], Encoded[T]
     return Split(train, held_out, facts)
 
 
-def _encoded(
-    config: DataConfig, path: str | None, want: type[Record], encode: Callable[[Loaded, DataConfig], Encoded[T]]
+def read_rows(
+    config: DataConfig,
+    want: type[Record],
+    encode: Callable[[Loaded, DataConfig], Encoded[T]],
+    path: str | None = None,
 ) -> tuple[list[T], dict[str, str]]:
+    """Encoded rows of `config.path`, or of another file, and how many of them are used.
+
+    Raises:
+        DataError: see `read_records` and the encoders.
+    """
     loaded = read_records(config if path is None else config.model_copy(update={"limit": None}), path, want)
     encoded = encode(loaded, config)
     rejected = len(loaded.rejections) + len(encoded.rejections)

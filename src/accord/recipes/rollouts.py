@@ -7,15 +7,15 @@ from functools import partial
 from typing import Any
 
 from accord.algorithms import Algorithm
-from accord.config import DataConfig, RewardTerm, RolloutRecipe
-from accord.data import Encoded, EncodedPrompt, Loaded, encode_prompts
+from accord.config import DataConfig, PolicyGradient, RewardTerm, RolloutRecipe
+from accord.data import Encoded, EncodedPrompt, Encoder, Loaded, encode_examples, encode_prompts
 from accord.errors import ConfigError, ModelError
 from accord.model.export import save_policy
 from accord.model.loading import load_tokenizer, locate
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
 from accord.ops.statistics import SumOverRanks
-from accord.recipes.build import check_context, load_split, model_facts, start
+from accord.recipes.build import check_context, load_split, model_facts, read_rows, start
 from accord.rewards import FunctionReward, MixedReward, ModelReward, RewardSource
 from accord.rewards.function import load_function
 from accord.rollout.collect import Collector
@@ -24,8 +24,10 @@ from accord.rollout.protocol import Sampling
 from accord.training.learner import Learner
 from accord.training.loop import Parts
 from accord.training.parallel import Ranks
+from accord.training.ptx import PTX
 from accord.training.sources import Rollouts
 from accord.training.stream import Stream
+from accord.types import Example
 
 
 def build_rollouts(recipe: RolloutRecipe, make_algorithm: Callable[[SumOverRanks], Algorithm]) -> Parts:
@@ -62,8 +64,9 @@ def build_rollouts(recipe: RolloutRecipe, make_algorithm: Callable[[SumOverRanks
     stream = Stream(split.train, recipe.train.batch_size // rollout.samples, recipe.seed)
     algorithm = make_algorithm(ranks.sum)
     steps = recipe.algorithm.epochs * recipe.algorithm.minibatches
+    ptx, text = make_ptx(recipe, roles, encoder, ranks)
     total = recipe.train.iterations * steps
-    learner = Learner(roles, algorithm, recipe.train, total, ranks, rates=own_rates(recipe))
+    learner = Learner(roles, algorithm, recipe.train, total, ranks, ptx=ptx, rates=own_rates(recipe))
     return Parts(
         kind=kind,
         recipe=recipe,
@@ -75,9 +78,30 @@ def build_rollouts(recipe: RolloutRecipe, make_algorithm: Callable[[SumOverRanks
         steps_per_iteration=steps,
         save=partial(save_policy, roles),
         engine=engine,
-        facts=model_facts(recipe, roles, learner.weights) | split.facts | _facts(recipe, rewards),
+        facts=model_facts(recipe, roles, learner.weights) | split.facts | text | _facts(recipe, rewards),
         next_steps=[("try it", f'accord generate {recipe.output}/model --prompt "..."')],
     )
+
+
+def make_ptx(
+    recipe: RolloutRecipe, roles: Roles, encoder: Encoder, ranks: Ranks | None = None
+) -> tuple[PTX | None, dict[str, str]]:
+    """The recipe's language-modelling loss, if it has one, and a line about its rows.
+
+    Raises:
+        DataError: see `read_records` and `encode_examples`.
+        ConfigError: a row is longer than the model reads, or the ranks cannot share a batch.
+    """
+    ranks, ptx = ranks or Ranks(), recipe.ptx
+    if ptx is None:
+        return None, {}
+    if ptx.batch_size % ranks.size:
+        raise ConfigError(f"ptx.batch_size ({ptx.batch_size}) must be a multiple of the number of ranks ({ranks.size})")
+    rows, facts = read_rows(ptx.data, Example, lambda loaded, config: encode_examples(loaded, encoder, config))
+    check_context(roles, max(len(row) for row in rows), "ptx.data.max_tokens")
+    return PTX(Stream(rows, ptx.batch_size, recipe.seed, ranks=ranks.size), ptx.coef, ranks), {
+        "ptx": f"{ptx.coef:g} x the loss of {ptx.batch_size} rows a step, {facts['data']}"
+    }
 
 
 def _check_ranks(recipe: RolloutRecipe, ranks: Ranks) -> None:
@@ -148,12 +172,13 @@ def _facts(recipe: RolloutRecipe, rewards: MixedReward) -> dict[str, str]:
     weighted = ", ".join(
         f"{term.weight:g} x {label}" for term, label in zip(recipe.reward, rewards.labels, strict=True)
     )
-    kl = recipe.algorithm.kl
-    control = "fixed" if kl.target is None else f"adaptive to {kl.target:g} nats"
-    facts = {
-        "reward": weighted,
-        "KL": f"{kl.estimator} in the {kl.use}, coefficient {kl.coef:g} ({control}), to {recipe.reference.source}",
-    }
+    facts = {"reward": weighted}
+    if isinstance(recipe.algorithm, PolicyGradient):
+        kl = recipe.algorithm.kl
+        control = "fixed" if kl.target is None else f"adaptive to {kl.target:g} nats"
+        facts["KL"] = (
+            f"{kl.estimator} in the {kl.use}, coefficient {kl.coef:g} ({control}), to {recipe.reference.source}"
+        )
     critic = getattr(recipe, "critic", None)
     return (
         facts if critic is None else facts | {"critic": f"{critic.source}, started from {critic.path or critic.start}"}

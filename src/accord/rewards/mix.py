@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from accord.errors import RewardError
-from accord.rewards.protocol import RewardSource, describe
+from accord.rewards.protocol import RewardSource, describe, with_scores
 from accord.types import Rollout
 
 
 class MixedReward:
-    """score = sum of weight x value over the sources that apply to a response."""
+    """score = sum of weight x value over the sources that apply to a response; scores of single tokens are added by token."""
 
     def __init__(self, sources: Sequence[tuple[RewardSource, float]]) -> None:
         self.sources = list(sources)
@@ -28,14 +27,13 @@ class MixedReward:
             RewardError: a source failed, or no source applies to a response.
         """
         columns = [source.score(rollouts) for source, _ in self.sources]
+        weights = {source.label: weight for source, weight in self.sources}
         scored = []
         for index, rollout in enumerate(rollouts):
             values = {source.label: column[index] for (source, _), column in zip(self.sources, columns, strict=True)}
-            weighted = zip((weight for _, weight in self.sources), values.values(), strict=True)
-            parts = [weight * value for weight, value in weighted if value is not None and weight != 0]
-            if not parts:
+            scored.append(with_scores(rollout, values, weights))
+            if scored[-1].score is None:
                 raise RewardError(
                     f"no reward applies to {describe(index, rollout)}: each of {self.labels} returned None"
                 )
-            scored.append(replace(rollout, score=sum(parts), scores=values))
         return scored

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +14,16 @@ from accord.algorithms import Algorithm, Denominators, Metrics, RoleUpdate
 from accord.batch import TokenBatch
 from accord.config import TrainConfig
 from accord.errors import TrainingError
-from accord.model.forward import forward
+from accord.model.forward import Outputs, forward
 from accord.model.roles import Roles
 from accord.training.optim import BASE, MakeOptimizer, make_groups, make_optimizer
 from accord.training.parallel import Ranks
+from accord.training.ptx import PTX
 from accord.training.schedule import MakeScheduler, make_schedule
 
 LABELS = ("critic", "head", "lora_b")
 """Groups of weights whose own learning rate is logged."""
+Loss: TypeAlias = Callable[[Outputs, TokenBatch, Denominators], tuple[Tensor, dict[str, Tensor]]]
 
 
 class Learner:
@@ -32,6 +35,7 @@ class Learner:
         config: learning rate, clipping, micro-batches.
         total_steps: optimiser steps of the whole run, for the schedule.
         ranks: processes that learn together.
+        ptx: a language-modelling loss to add to each step of the policy.
         rates: peak learning rates of roles that have one of their own, such as the critic.
         optimizer: makes an optimiser of groups of weights, instead of the recipe's.
         scheduler: makes a scheduler of that optimiser, instead of the recipe's.
@@ -47,6 +51,7 @@ class Learner:
         config: TrainConfig,
         total_steps: int,
         ranks: Ranks | None = None,
+        ptx: PTX | None = None,
         *,
         rates: Mapping[str, float] | None = None,
         optimizer: MakeOptimizer | None = None,
@@ -54,6 +59,7 @@ class Learner:
     ) -> None:
         self.roles, self.algorithm, self.config, self.total_steps = roles, algorithm, config, total_steps
         self.ranks = ranks or Ranks()
+        self.ptx = ptx
         self.weights: dict[str, nn.Parameter] = {
             f"{name}.{key}": weight for name in roles.roles for key, weight in roles.trainable(name).items()
         }
@@ -70,8 +76,15 @@ class Learner:
         self.roles.train_mode(self.algorithm.uses_dropout)
         denominators = Denominators.of(batch, self.ranks.sum).to(self.roles.device)
         metrics: Metrics = {}
+        tokens = batch.tokens
         for number, update in enumerate(self.algorithm.roles()):
-            sums = self._backward(update, batch, denominators)
+            loss = partial(self.algorithm.loss, update.role)
+            sums = self._backward(update, batch, denominators, loss, self.algorithm.temperature)
+            if self.ptx is not None and update.role == self.ptx.role and not update.heads_only:
+                text = self.ptx.batch(self.steps)
+                counts = Denominators.of(text, self.ranks.sum).to(self.roles.device)
+                sums |= self._backward(RoleUpdate(update.role), text, counts, self.ptx.loss, self.ptx.temperature)
+                tokens += text.tokens
             metrics |= {name: sums.get(name, 0.0) + metrics.get(name, 0.0) for name in sums}
             metrics |= self._reduce_and_clip(update, first=number == 0)
         self.roles.train_mode(False)
@@ -85,10 +98,12 @@ class Learner:
         self.steps += 1
         metrics["ppo/steps_skipped" if reason else "optim/steps_taken"] = 1.0
         self.schedule.watch(metrics)
-        seen = self.ranks.sum(torch.tensor(float(batch.tokens)))
+        seen = self.ranks.sum(torch.tensor(float(tokens)))
         return metrics | {"tokens/trained": float(denominators.tokens), "tokens/seen": float(seen)}
 
-    def _backward(self, update: RoleUpdate, batch: TokenBatch, denominators: Denominators) -> Metrics:
+    def _backward(
+        self, update: RoleUpdate, batch: TokenBatch, denominators: Denominators, loss_of: Loss, temperature: float
+    ) -> Metrics:
         """Gradients of one role over all micro-batches; metrics added up over micro-batches and ranks."""
         totals: dict[str, Tensor] = {}
         with self.roles.use(update.role, train=True) as role:
@@ -97,11 +112,11 @@ class Learner:
                 outputs = forward(
                     role,
                     micro,
-                    temperature=self.algorithm.temperature,
+                    temperature=temperature,
                     entropy=update.entropy,
                     detach_trunk=update.heads_only,
                 )
-                loss, metrics = self.algorithm.loss(update.role, outputs, micro, denominators)
+                loss, metrics = loss_of(outputs, micro, denominators)
                 loss.backward()
                 for name, value in metrics.items():
                     old = totals.get(name)

@@ -160,10 +160,16 @@ def learn(
     updating = time.perf_counter()
     generator = torch.Generator().manual_seed(seed * 1_000_003 + iteration)
     steps: list[Metrics] = []
-    for minibatch in algorithm.minibatches(batch, generator):
+    minibatches = algorithm.minibatches(batch, generator)
+    for minibatch in minibatches:
         steps.append(learner.update(minibatch))
         if progress is not None:
             progress(1, minibatch.tokens)
+        if algorithm.enough(steps[-1]):
+            left = sum(1 for _ in minibatches)
+            learner.steps += left  # the learning rate follows its schedule all the same
+            metrics["ppo/steps_left_out"] = float(left)
+            break
     # Preparation knows only this rank's greatest values; those of steps are reduced already.
     greatest = [name for name in metrics if name.endswith("_max")]
     metrics |= {name: float(learner.ranks.max(torch.tensor(metrics[name]))) for name in greatest}

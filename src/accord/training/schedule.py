@@ -120,7 +120,9 @@ class Schedule:
         if self.metric in metrics:
             self.scheduler.step(metrics[self.metric])
         elif "optim/steps_taken" in metrics:
-            raise ConfigError(f"train.schedule.metric: no step logs {self.metric!r}; they log {', '.join(sorted(metrics))}")
+            raise ConfigError(
+                f"train.schedule.metric: no step logs {self.metric!r}; they log {', '.join(sorted(metrics))}"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """What cannot be played again: entries that the optimiser keeps in its groups, and the state of a scheduler that
