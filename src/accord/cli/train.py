@@ -69,6 +69,9 @@ def _dry_run(command: str, recipe: Recipe) -> int:
         if path is not None:
             locate(path)
     if isinstance(recipe, RolloutRecipe):
+        from accord.recipes.rollouts import check_critic
+
+        check_critic(recipe)
         _check_rewards(command, recipe)
     for line in _data_lines(recipe):
         print(f"# data: {line}")

@@ -113,6 +113,11 @@ class RolloutRecipe(Recipe):
                 "data.eval_path and data.eval_fraction hold out rows to evaluate on, which a recipe on rollouts does not do: "
                 "its scores are logged each iteration"
             )
+        if self.reference.source == "shared_layers" and self.adapter is not None:
+            raise ValueError(
+                "reference.source: shared_layers is for full fine-tuning (adapter: null); with an adapter policy and reference "
+                "share the whole base already"
+            )
         labels = [term.label for term in self.reward]
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:

@@ -10,7 +10,8 @@ from accord.algorithms import Algorithm
 from accord.config import DataConfig, PolicyGradient, RewardTerm, RolloutRecipe
 from accord.data import Encoded, EncodedPrompt, Encoder, Loaded, encode_examples, encode_prompts
 from accord.errors import ConfigError, ModelError
-from accord.model.export import save_policy
+from accord.model.critic import saved_critic
+from accord.model.export import save_policy_and_critic
 from accord.model.loading import load_tokenizer, locate
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
@@ -43,6 +44,7 @@ def build_rollouts(recipe: RolloutRecipe, make_algorithm: Callable[[SumOverRanks
     kind = recipe.algorithm.type
     if not recipe.reward:
         raise ConfigError(f"{kind} needs a `reward`: --reward rewards.py:FUNCTION, or --reward PATH of a reward model")
+    check_critic(recipe)
     functions = {
         term.label: load_function(term.function) for term in recipe.reward if term.function
     }  # before any weights
@@ -76,7 +78,7 @@ def build_rollouts(recipe: RolloutRecipe, make_algorithm: Callable[[SumOverRanks
         source=Rollouts(stream, collector, ranks),
         iterations=recipe.train.iterations,
         steps_per_iteration=steps,
-        save=partial(save_policy, roles),
+        save=partial(save_policy_and_critic, roles),
         engine=engine,
         facts=model_facts(recipe, roles, learner.weights) | split.facts | text | _facts(recipe, rewards),
         next_steps=[("try it", f'accord generate {recipe.output}/model --prompt "..."')],
@@ -113,6 +115,17 @@ def _check_ranks(recipe: RolloutRecipe, ranks: Ranks) -> None:
             f"{prompts} prompts an iteration (train.batch_size / rollout.samples) over {ranks.size} ranks: each rank needs "
             f"the same number, and at least {recipe.algorithm.minibatches} responses (algorithm.minibatches)"
         )
+
+
+def check_critic(recipe: RolloutRecipe) -> None:
+    """Find the critic that was saved beside the policy, if the recipe goes on with it, before any weights are loaded.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    critic = getattr(recipe, "critic", None)
+    if critic is not None and critic.start == "saved":
+        saved_critic(recipe.model.path, critic.source)
 
 
 def own_rates(recipe: RolloutRecipe) -> dict[str, float]:

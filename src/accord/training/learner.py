@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from accord.algorithms import Algorithm, Denominators, Metrics, RoleUpdate
 from accord.batch import TokenBatch
 from accord.config import TrainConfig
-from accord.errors import TrainingError
+from accord.errors import RunError, TrainingError
 from accord.model.forward import Outputs, forward
 from accord.model.roles import Roles
 from accord.training.optim import BASE, MakeOptimizer, make_groups, make_optimizer
@@ -181,20 +181,30 @@ class Learner:
             rest = {key: value for key, value in own.items() if not isinstance(value, Tensor)}
             if rest:
                 counts[name] = rest
-        state = {"optimizer": counts, "schedule": self.schedule.state_dict()}
+        state = {"kinds": self._kinds(), "optimizer": counts, "schedule": self.schedule.state_dict()}
         try:
             json.dumps(state)
         except TypeError as error:
-            kinds = f"{type(self.optimizer).__name__} or {type(self.schedule.scheduler).__name__}"
+            kinds = " or ".join(self._kinds())
             raise TrainingError(f"{kinds} keeps state that cannot be saved in a checkpoint: {error}") from error
         return state
+
+    def _kinds(self) -> list[str]:
+        return [type(self.optimizer).__name__, type(self.schedule.scheduler).__name__]
 
     def load_tensors(self, tensors: Mapping[str, Tensor], steps: int, rest: Mapping[str, Any] | None = None) -> None:
         """Take over what `tensors` and `state_dict` gave, after `steps` steps.
 
         Raises:
             KeyError: a weight is missing; the checkpoint is of another recipe.
+            RunError: the optimiser or scheduler (given as an object) is of another kind.
         """
+        rest = rest or {}
+        if rest.get("kinds", self._kinds()) != self._kinds():
+            raise RunError(
+                f"the checkpoint was written with {' and '.join(rest['kinds'])}, and the optimiser and scheduler are now "
+                f"{' and '.join(self._kinds())}"
+            )
         state: dict[nn.Parameter, dict[str, Any]] = {}
         by_name = {}
         for name, weight in self.weights.items():
@@ -207,7 +217,6 @@ class Learner:
                 weight = by_name[name]
                 moved = value.clone() if entry == "step" else value.to(weight.device, copy=True)
                 state.setdefault(weight, {})[entry] = moved
-        rest = rest or {}
         for name, counts in rest.get("optimizer", {}).items():
             state.setdefault(by_name[name], {}).update(counts)
         self.optimizer.state.clear()
