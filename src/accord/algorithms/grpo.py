@@ -77,6 +77,7 @@ class GRPO(FromRollouts):
             sequences=denominators.sequences,
             longest=self.longest,
         )
+        kl = self.kl_term(outputs, batch, denominators, weights_T)
         if batch.weights_T is not None:
             weights_T = weights_T * batch.weights_T
         loss, metrics = grpo(
@@ -93,5 +94,4 @@ class GRPO(FromRollouts):
             cispo=config.surrogate == "cispo",
         )
         metrics["objective/entropy"] = outputs.entropies_T.detach().sum() / denominators.tokens
-        kl = self.kl_term(outputs, batch, denominators)
         return (loss, metrics) if kl is None else (loss + kl[0], metrics | kl[1])

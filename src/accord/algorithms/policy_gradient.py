@@ -113,9 +113,9 @@ class FromRollouts(UsesRollouts):
         }
 
     def kl_term(
-        self, outputs: Outputs, batch: TokenBatch, denominators: Denominators
+        self, outputs: Outputs, batch: TokenBatch, denominators: Denominators, weights_T: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]] | None:
-        """The KL to the reference as a loss term, if the recipe wants it there."""
+        """The KL to the reference as a loss term, if the recipe wants it there; a mean over tokens, or with their weights."""
         kl = self.shaping.kl
         if kl.use == "reward":
             return None
@@ -127,6 +127,7 @@ class FromRollouts(UsesRollouts):
             tokens=denominators.tokens,
             estimator=kl.estimator,
             coef=self.coef_used,
+            weights_T=weights_T,
         )
 
     def veto(self, metrics: Metrics) -> str | None:

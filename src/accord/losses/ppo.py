@@ -98,9 +98,27 @@ def ppo_value(
 
 
 def kl_penalty(
-    *, logprobs_T: Tensor, ref_logprobs_T: Tensor, mask_T: Tensor, tokens: Tensor, estimator: str, coef: float
+    *,
+    logprobs_T: Tensor,
+    ref_logprobs_T: Tensor,
+    mask_T: Tensor,
+    tokens: Tensor,
+    estimator: str,
+    coef: float,
+    weights_T: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The KL to the reference as a loss term: coef sum_t kl_t / tokens (for the estimators see `ops.kl.kl_per_token`)."""
+    """The KL to the reference as a loss term: coef sum_t w_t kl_t (for the estimators see `ops.kl.kl_per_token`).
+
+    Args:
+        logprobs_T, ref_logprobs_T: log-probability of each token under policy and reference, float32 [T].
+        mask_T: true for response tokens, bool [T].
+        tokens: number of response tokens of the whole step, scalar.
+        estimator: one of `kl_per_token`.
+        coef: weight of the term.
+        weights_T: weight of each token, float32 [T]; 1 / tokens if not given. GRPO's own mean takes the KL in, too
+            (arXiv:2402.03300, equation 3).
+    """
     kl_T = kl_per_token(logprobs_T.masked_fill(~mask_T, 0.0), ref_logprobs_T, estimator)
-    loss = coef * masked_sum(kl_T, mask_T) / tokens
+    mean = masked_sum(kl_T, mask_T) / tokens if weights_T is None else masked_sum(kl_T * weights_T, mask_T)
+    loss = coef * mean
     return loss, {"ppo/loss/kl": loss.detach()}
