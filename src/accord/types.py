@@ -108,6 +108,20 @@ class Rollout:
     version: int = 0
     """Version of the policy weights that sampled the response."""
     score: float | None = None
-    """Weighted sum of the reward sources; `None` until they have been asked."""
+    """Weighted sum of the reward sources that score whole responses; `None` until they have been asked."""
+    token_scores: tuple[float, ...] | None = None
+    """Weighted sum of the sources that score each token, one for each of `response_ids`, on top of `score`; `None` if there are
+    none."""
     scores: Mapping[str, float | None] = field(default_factory=dict)
-    """What each reward source said; `None` where the source does not apply."""
+    """What each reward source said, summed over the tokens if it scores them; `None` where the source does not apply."""
+
+    @property
+    def total_score(self) -> float:
+        """Score of the response with those of its tokens: what responses are compared by.
+
+        Raises:
+            ValueError: no source has been asked.
+        """
+        if self.score is None:
+            raise ValueError("the rollout has no score yet")
+        return self.score + sum(self.token_scores or ())

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import random
 import threading
 from collections.abc import Callable, Sequence
@@ -328,6 +330,59 @@ def test_veto():
     assert algorithm.veto({"ppo/policy/ratio_mean": 10.1}) == "mean ratio 10.1 exceeds algorithm.ratio_guard 10"
     assert algorithm.veto({"ppo/loss/value": 99.0}) is None, "a critic's step has no ratio"
     assert PPO(PPOConfig(ratio_guard=None)).veto({"ppo/policy/ratio_mean": 1e9}) is None
+
+
+def test_kl_stop_ends_the_iteration_after_the_step_that_passed_it():
+    algorithm = PPO(PPOConfig(kl_stop=0.015))
+    assert not algorithm.enough({"ppo/policy/approxkl": 0.015}) and algorithm.enough({"ppo/policy/approxkl": 0.0151})
+    assert not algorithm.enough({"ppo/loss/value": 9.0}), "a critic's step has no KL"
+    assert not PPO(PPOConfig()).enough({"ppo/policy/approxkl": 1e9})
+
+
+# --- scores of tokens, importance weights ------------------------------------------------------------------------------
+
+
+def test_scores_of_tokens_come_at_their_tokens():
+    items = [dataclasses.replace(HAND[0], token_scores=(0.25, -1.0)), HAND[1]]
+    config = PPOConfig(reward_scale=2.0, reward_clip=1.5, kl=KLConfig(coef=0.2, target=None), **PLAIN)
+    batch, metrics = PPO(config).prepare(items, hand_scorer())
+    # penalties as above; token scores doubled; the response's own score doubled and clipped to 1.5, and to -1
+    close(batch.rewards_T, [0, 0, -0.1 + 0.5, 0.04 - 2.0 + 1.5, 0, -0.1 - 1.0])
+    assert metrics["env/reward_mean"] == pytest.approx((1.0 - 0.75 - 0.5) / 2), "as the sources said, tokens and all"
+    assert metrics["ppo/mean_scores"] == pytest.approx((1.5 + 0.5 - 2.0 - 1.0) / 2)
+
+
+def test_too_few_scores_of_tokens_are_refused():
+    with pytest.raises(ValueError, match="rollout 0 has 2 response tokens and 1 token scores"):
+        PPO(PPOConfig()).prepare([dataclasses.replace(HAND[0], token_scores=(0.25,)), HAND[1]], hand_scorer())
+
+
+def loss_of(algorithm: PPO, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+    now = torch.tensor([0, 0, -0.9, -2.2, 0, -0.7], requires_grad=True)
+    outputs = Outputs(now, torch.zeros(6), torch.zeros(6))
+    denominators = Denominators(torch.tensor(3.0), torch.tensor(2.0))
+    loss, _ = algorithm.loss("policy", outputs, batch, denominators)
+    return loss.detach(), torch.autograd.grad(loss, now)[0]
+
+
+def test_a_sampler_that_agrees_changes_no_bit():
+    plain, corrected = PPO(PPOConfig()), PPO(PPOConfig(correction="truncate"))
+    batches = [algorithm.prepare(HAND, hand_scorer()) for algorithm in (plain, corrected)]
+    assert batches[0][0].weights_T is None and batches[1][0].weights_T is not None
+    one, other = loss_of(plain, batches[0][0]), loss_of(corrected, batches[1][0])
+    assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1]) and bool((one[1] != 0).any())
+    expected = {"sampling/importance_mean": 1.0, "sampling/importance_max": 1.0, "sampling/importance_held": 0.0}
+    assert {name: batches[1][1][name] for name in expected} == expected
+
+
+def test_a_sampler_that_lags_is_weighed():
+    lagging = [dataclasses.replace(HAND[0], sampler_logprobs=(-1.0 - math.log(4.0), -2.0), version=3), HAND[1]]
+    batch, metrics = PPO(PPOConfig(correction="truncate")).prepare(lagging, hand_scorer())
+    close(batch.weights_T, [0, 0, 2.0, 1.0, 0, 1.0])
+    assert metrics["sampling/importance_mean"] == pytest.approx(2.0) and metrics[
+        "sampling/importance_max"
+    ] == pytest.approx(4)
+    assert metrics["sampling/importance_held"] == pytest.approx(1 / 3)
 
 
 # --- state -----------------------------------------------------------------------------------------------------------

@@ -177,3 +177,10 @@ def test_what_cannot_be_loaded_says_why(tmp_path: Path, monkeypatch) -> None:
         load_function("no.such.module:f")
     with pytest.raises(ConfigError, match=r"json has no function 'lods'; it has: .*loads"):
         load_function("json:lods")
+
+
+def test_a_function_that_names_response_ids_gets_them_and_may_score_tokens(rollouts) -> None:
+    def each(prompts, responses, response_ids):
+        return [[float(token) for token in ids] for ids in response_ids]
+
+    assert FunctionReward(each, "r").score(rollouts) == [tuple(map(float, r.response_ids)) for r in rollouts]

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from accord.errors import RewardError
-from accord.rewards.protocol import checked_scores, describe
+from accord.rewards.protocol import checked_rewards, checked_scores, describe, with_scores
+from accord.types import Rollout
 
 GOOD = [
     [1.5, None, -2],
@@ -69,3 +70,42 @@ def test_a_sample_is_described_shortly(rollouts) -> None:
     long = replace(rollouts[0], response_text="x" * 500)
     assert describe(7, rollouts[0]) == "sample 7 (prompt '2+2=', response '4')"
     assert len(describe(7, long)) < 130 and describe(7, long).endswith("…')")
+
+
+# --- scores of tokens ------------------------------------------------------------------------------------------------
+
+
+def answer(tokens: int, **more) -> Rollout:
+    return Rollout((1,), tuple(range(2, 2 + tokens)), (-0.1,) * tokens, "stop", "p", "r", **more)
+
+
+def test_a_response_may_have_a_score_for_each_token():
+    given = [0.5, [1.0, 2.0], None, torch.tensor([3.0])]
+    assert checked_rewards("r", given, [answer(3), answer(2), answer(2), answer(1)]) == [0.5, (1.0, 2.0), None, (3.0,)]
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ([[1.0, 2.0]], r"reward r gave 2 scores for the tokens of sample 0 .* which has 3"),
+        ([[1.0, float("nan"), 2.0]], r"reward r gave nan for token 1 of sample 0 .*; a score must be finite"),
+        ([[1.0, "2", 2.0]], r"reward r gave '2' for token 1 of sample 0"),
+    ],
+)
+def test_scores_of_tokens_that_are_not_one_each_or_not_finite(scores, message):
+    with pytest.raises(RewardError, match=message):
+        checked_rewards("r", scores, [answer(3)])
+
+
+def test_sums_of_several_sources_by_hand():
+    scored = with_scores(
+        answer(2),
+        {"a": 2.0, "b": (1.0, 3.0), "c": (0.5, 0.0), "d": 9.0, "e": None},
+        {"a": 0.5, "b": 2, "c": 1, "d": 0, "e": 1},
+    )
+    assert scored.score == 1.0 and scored.token_scores == (2.5, 6.0) and scored.total_score == 9.5
+    assert scored.scores == {"a": 2.0, "b": 4.0, "c": 0.5, "d": 9.0, "e": None}
+    assert with_scores(answer(2), {"b": (1.0, 3.0)}, {"b": 1.0}).score == 0.0
+    assert with_scores(answer(2), {"b": None, "d": 1.0}, {"b": 1.0, "d": 0.0}).score is None
+    with pytest.raises(ValueError, match="has no score yet"):
+        _ = answer(2).total_score

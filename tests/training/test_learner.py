@@ -15,6 +15,7 @@ from accord.errors import TrainingError
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
 from accord.training.learner import Learner
+from accord.training.state import read_newest, write_checkpoint
 from accord.types import Rollout
 
 CPU = torch.device("cpu")
@@ -58,7 +59,7 @@ def _move(roles: Roles) -> None:
 
 
 def ppo(
-    base: Path, config: TrainConfig = TRAIN, critic: str = "adapter", full: bool = False, **options
+    base: Path, config: TrainConfig = TRAIN, critic: str = "adapter", full: bool = False, rates=None, **options
 ) -> tuple[Learner, TokenBatch]:
     torch.manual_seed(0)
     roles = Roles(ModelConfig(path=str(base)), None if full else LORA, CPU)
@@ -71,7 +72,7 @@ def ppo(
     assert batch.old_logprobs_T is not None
     noise = torch.randn(batch.tokens, generator=torch.Generator().manual_seed(1))
     moved_T = (batch.old_logprobs_T + 0.1 * noise).masked_fill(~batch.target_mask_T, 0.0)
-    return Learner(roles, algorithm, config, 10), batch.with_streams(old_logprobs_T=moved_T)
+    return Learner(roles, algorithm, config, 10, rates=rates), batch.with_streams(old_logprobs_T=moved_T)
 
 
 def reward(base: Path, config: TrainConfig = TRAIN) -> tuple[Learner, TokenBatch]:
@@ -265,6 +266,93 @@ def test_state_round_trip_goes_on_bit_for_bit(kind, base):
     assert {name.split("/")[1] for name in a if name.startswith("optimizer/")} == {"step", "exp_avg", "exp_avg_sq"}
 
 
+OPTIMIZERS = {
+    "sgd": {"exp": set()},  # without momentum it keeps nothing
+    "sgd_momentum": {"name": "sgd", "keywords": {"momentum": 0.9}, "exp": {"momentum_buffer"}},
+    "adam": {"keywords": {"amsgrad": True}, "exp": {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}},
+    "nadam": {"exp": {"step", "mu_product", "exp_avg", "exp_avg_sq"}},
+    "rmsprop": {"keywords": {"centered": True}, "exp": {"step", "square_avg", "grad_avg"}},
+    "adagrad": {"exp": {"step", "sum"}},
+    "asgd": {"exp": {"step", "eta", "mu", "ax"}},
+    "rprop": {"exp": {"step", "prev", "step_size"}},
+    "adafactor": {"exp": {"exp_avg_sq_row", "exp_avg_sq_col", "RMS"}},
+    "adafactor_moment": {"name": "adafactor", "keywords": {"beta1": 0.9}, "exp": {"exp_avg"}},
+    "torch.optim.Adafactor": {"exp": {"row_var", "col_var", "step"}},
+    "lion": {"exp": {"state1"}},
+    "adam8bit": {"exp": {"state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2"}},
+    "lion8bit": {"exp": {"state1", "qmap1", "absmax1"}},
+    "paged_adamw8bit": {"exp": {"state1", "state2", "qmap1"}},
+}
+"""What each keeps, at least, as tensors."""
+BITSANDBYTES = ("lion", "adam8bit", "lion8bit", "paged_adamw8bit")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+def test_state_of_any_optimizer_goes_through_a_checkpoint_bit_for_bit(name, base, tmp_path):
+    """Counts that are no tensors, no state at all, factored moments, 8 bits with a map that all weights share."""
+    if name in BITSANDBYTES:
+        pytest.importorskip("bitsandbytes")
+    given = OPTIMIZERS[name]
+    small = {"min_8bit_size": 1} if "8bit" in name else {}  # the tiny weights would be kept in 32 bits
+    chosen = {"name": given.get("name", name), **given.get("keywords", {}), **small}
+    config = TrainConfig(learning_rate=1e-2, warmup=0.3, optimizer=chosen, schedule="linear")
+    learner, batch = sft(base, config)
+    for _ in range(3):
+        learner.update(batch)
+    rest = {"steps": 3, "learner": learner.state_dict()}
+    write_checkpoint(tmp_path, 1, learner.tensors(), rest, keep=1)
+    saved, _ = read_newest(tmp_path)
+    fresh, _ = sft(base, config)
+    fresh.load_tensors(saved.tensors, saved.state["steps"], saved.state["learner"])
+    rates = [one.update(batch)["optim/learning_rate"] for one in (learner, fresh)]
+    assert rates[0] == rates[1] and fresh.steps == learner.steps == 4
+    learner.update(batch)
+    fresh.update(batch)
+    a, b = learner.tensors(), fresh.tensors()
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    assert all(a[key].dtype == b[key].dtype for key in a)
+    assert learner.state_dict() == fresh.state_dict()
+    kept = {key.split("/")[1] for key in a if key.startswith("optimizer/")}
+    assert kept >= given["exp"] and (given["exp"] or not kept)
+    if "8bit" in name:
+        assert any(tensor.dtype == torch.uint8 for tensor in a.values())
+
+
+def test_state_that_no_checkpoint_can_hold_is_said(base):
+    learner, batch = sft(base)
+    learner.update(batch)
+    next(iter(learner.optimizer.state.values()))["history"] = {1, 2}
+    with pytest.raises(TrainingError, match=r"AdamW or LambdaLR keeps state that cannot be saved.*set"):
+        learner.state_dict()
+
+
+def test_rates_of_head_critic_and_lora_b_follow_one_course(base):
+    config = TrainConfig(learning_rate=1e-3, warmup=2, schedule="linear", lora_plus_ratio=16, head_learning_rate=5e-2)
+    learner, batch = ppo(base, config, rates={"critic": 1e-2})
+    rows = [learner.update(batch) for _ in range(4)]
+    for row in rows:
+        assert row["optim/learning_rate_lora_b"] == pytest.approx(16 * row["optim/learning_rate"])
+        assert row["optim/learning_rate_critic"] == pytest.approx(10 * row["optim/learning_rate"])
+        assert row["optim/learning_rate_head"] == pytest.approx(50 * row["optim/learning_rate"])
+    assert rows[0]["optim/learning_rate"] == pytest.approx(1e-3 / 3)
+
+
+def test_each_weight_moves_at_its_rate(base):
+    """SGD at rates whose proportion is known: the step of a weight is its gradient times its rate."""
+    config = TrainConfig(
+        learning_rate=1e-3, warmup=0, optimizer="sgd", lora_plus_ratio=4, head_learning_rate=7e-3, max_grad_norm=None
+    )
+    found, _ = gradients(*ppo(base, config, rates={"critic": 2e-3}))
+    learner, batch = ppo(base, config, rates={"critic": 2e-3})
+    before = copies(learner)
+    learner.update(batch)
+    for name, weight in learner.weights.items():
+        rate = (2e-3 if name.startswith("critic.") else 1e-3) * (4 if "lora_B" in name else 1)
+        rate = 7e-3 if "value_head" in name else rate
+        assert torch.allclose(before[name] - weight, rate * found[name], rtol=1e-3, atol=1e-7), name
+
+
 def test_loaded_state_is_a_copy(base):
     learner, batch = sft(base)
     learner.update(batch)
@@ -283,7 +371,7 @@ def test_state_of_another_recipe_is_refused(base):
 
 
 def test_the_rate_of_each_step_is_that_of_the_schedule(base):
-    config = TRAIN.model_copy(update={"schedule": "linear", "warmup": 2.0, "min_learning_rate": 0.0})
+    config = TrainConfig(learning_rate=1e-2, schedule="linear", warmup=2.0, min_learning_rate=0.0)
     learner, batch = sft(base, config)
     rates = [learner.update(batch)["optim/learning_rate"] for _ in range(10)]
     assert rates == pytest.approx([1e-2 * r for r in (1 / 3, 2 / 3, 1, 6 / 7, 5 / 7, 4 / 7, 3 / 7, 2 / 7, 1 / 7, 0)])

@@ -13,7 +13,7 @@ import torch
 import accord
 from accord.errors import RunError
 from accord.training.loop import average, seed_everything
-from recipes.tiny_runs import recipe_dict
+from recipes.tiny_runs import recipe_dict, same_weights, timeless
 
 
 def test_average_of_steps():
@@ -84,3 +84,21 @@ def test_from_another_thread_signals_are_left_alone(base, tmp_path):
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(accord.train, recipe_dict("sft", base, tmp_path), quiet=True).result(60)
     assert len(done.metrics) == 2
+
+
+def test_kl_stop_leaves_out_the_rest_of_an_iteration_and_keeps_the_schedule(base, tmp_path):
+    over = {
+        "algorithm": {"epochs": 4, "minibatches": 2, "ratio_guard": None},
+        "train": {"learning_rate": 0.05, "warmup": 0},
+    }
+    plain, never, soon = (
+        accord.train(
+            recipe_dict("ppo", base, tmp_path / name, {**over, "algorithm": over["algorithm"] | stop}), quiet=True
+        )
+        for name, stop in (("plain", {}), ("never", {"kl_stop": 1e30}), ("soon", {"kl_stop": 1e-4}))
+    )
+    assert timeless(plain.metrics) == timeless(never.metrics) and same_weights(plain.model, never.model)
+    row = soon.metrics[0]
+    assert row["ppo/steps_left_out"] > 0 and row["ppo/steps_left_out"] + row["optim/steps_taken"] == 8
+    assert [row["step"] for row in soon.metrics] == [row["step"] for row in plain.metrics] == [8, 16]
+    assert "ppo/steps_left_out" not in plain.metrics[0]

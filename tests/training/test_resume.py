@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 import accord
 from accord.training.learner import Learner
 from accord.training.run import Run
-from recipes.tiny_runs import recipe_dict, same_weights, timeless
+from recipes.tiny_runs import completions, recipe_dict, same_weights, timeless, write_rows
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": (
@@ -43,6 +43,21 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpo_full": ("dpo", {"adapter": None, "train": {"steps": 4, "learning_rate": 1e-3}}),
     "dpo_aot": ("dpo", {"algorithm": {"loss": "aot_unpaired"}, "train": {"steps": 4}}),
     "orpo": ("orpo", {"train": {"steps": 4}}),
+    "optimizer_and_plateau": (
+        "sft",
+        {
+            "train": {
+                "steps": 4,
+                "optimizer": {"name": "adafactor", "beta1": 0.9},
+                "schedule": {"name": "reduce_lr_on_plateau", "metric": "sft/loss", "patience": 0, "threshold": 1.0},
+                "lora_plus_ratio": 4,
+            }
+        },
+    ),
+    "ppo_ptx": (
+        "ppo",
+        {"ptx": {"data": {"path": "ptx.jsonl"}, "coef": 0.5, "batch_size": 5}, "train": {"iterations": 4}},
+    ),
     "ppo_full": ("ppo", {"adapter": None, "train": {"iterations": 4, "learning_rate": 1e-3}}),
 }
 
@@ -53,7 +68,10 @@ def uninterrupted(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     runs = {}
     for name, (kind, over) in KINDS.items():
         folder = tmp_path_factory.mktemp(name)
-        runs[name] = (folder, accord.train(recipe_dict(kind, base, folder, over), quiet=True))
+        config = recipe_dict(kind, base, folder, over)
+        if "ptx" in config:
+            config["ptx"]["data"]["path"] = write_rows(folder / "ptx.jsonl", completions())
+        runs[name] = (folder, accord.train(config, quiet=True))
     return runs
 
 

@@ -106,6 +106,7 @@ def test_what_may_change_may(tmp_path: Path):
 def test_every_key_that_may_change_exists():
     keys = {("train", key) for key in accord.PPORecipe.model_fields["train"].annotation.model_fields}
     keys |= {("train", key) for key in accord.SFTRecipe.model_fields["train"].annotation.model_fields}
+    keys |= {("critic", key) for key in accord.PPORecipe.model_fields["critic"].annotation.model_fields}
     keys |= {("placement", "threads"), ("output",)}
     keys |= {("algorithm", key) for key in accord.PPORecipe.model_fields["algorithm"].annotation.model_fields}
     assert keys >= MAY_CHANGE

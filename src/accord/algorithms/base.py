@@ -70,6 +70,10 @@ class Algorithm(Protocol):
         """A reason not to take the step that these metrics describe, or `None`."""
         ...
 
+    def enough(self, metrics: Metrics) -> bool:
+        """Whether the iteration ends after the step that these metrics describe; they are the same on all ranks."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs, as plain JSON data."""
         ...
@@ -90,12 +94,20 @@ class RoleUpdate:
     """Whether gradients stop at the hidden states."""
 
 
-class Stateless:
-    """State handling of algorithms that keep nothing from one iteration to the next, and veto nothing."""
+class TakesEveryStep:
+    """Of algorithms that veto nothing and stop nowhere."""
 
     def veto(self, metrics: Metrics) -> str | None:
         """Every step is taken."""
         return None
+
+    def enough(self, metrics: Metrics) -> bool:
+        """Every step of an iteration is taken."""
+        return False
+
+
+class Stateless(TakesEveryStep):
+    """State handling of algorithms that keep nothing from one iteration to the next."""
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from accord.algorithms.base import Denominators, Metrics, RoleUpdate
+from accord.algorithms.base import Denominators, Metrics, RoleUpdate, TakesEveryStep
 from accord.algorithms.labelled import labelled_batch, log_ratios, without_absent
 from accord.batch import TokenBatch
 from accord.config import BCOConfig
@@ -20,7 +20,7 @@ from accord.ops.masking import sum_per_sequence
 from accord.ops.statistics import SumOverRanks, one_rank
 
 
-class BCO:
+class BCO(TakesEveryStep):
     """Learns a classifier of liked and disliked answers whose logit is the policy's own reward.
 
     The shift delta = (mean reward of liked answers + mean reward of disliked ones) / 2 lies half-way between the classes
@@ -92,10 +92,6 @@ class BCO:
         )
         shift = batch.baselines_N.sum() / denominators.sequences
         return loss, without_absent(metrics, denominators) | {"bco/shift": shift}
-
-    def veto(self, metrics: Metrics) -> str | None:
-        """Every step is taken."""
-        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Sums and counts of the shift."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from accord.algorithms.base import Denominators, Metrics
-from accord.algorithms.rollouts import FromRollouts
+from accord.algorithms.policy_gradient import FromRollouts
 from accord.batch import TokenBatch
 from accord.config import GRPOConfig
 from accord.losses import grpo, token_weights
@@ -77,6 +77,9 @@ class GRPO(FromRollouts):
             sequences=denominators.sequences,
             longest=self.longest,
         )
+        kl = self.kl_term(outputs, batch, denominators, weights_T)
+        if batch.weights_T is not None:
+            weights_T = weights_T * batch.weights_T
         loss, metrics = grpo(
             logprobs_T=outputs.logprobs_T,
             old_logprobs_T=batch.old_logprobs_T,
@@ -91,5 +94,4 @@ class GRPO(FromRollouts):
             cispo=config.surrogate == "cispo",
         )
         metrics["objective/entropy"] = outputs.entropies_T.detach().sum() / denominators.tokens
-        kl = self.kl_term(outputs, batch, denominators)
         return (loss, metrics) if kl is None else (loss + kl[0], metrics | kl[1])

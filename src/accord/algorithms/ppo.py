@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from accord.algorithms.base import Denominators, Metrics, RoleUpdate
-from accord.algorithms.rollouts import FromRollouts
+from accord.algorithms.policy_gradient import FromRollouts
 from accord.batch import TokenBatch
 from accord.config import PPOConfig
 from accord.losses import ppo_policy, ppo_value
@@ -104,6 +104,8 @@ class PPO(FromRollouts):
             mask_T=batch.target_mask_T,
             tokens=denominators.tokens,
             clip=self.config.clip,
+            dual_clip=self.config.dual_clip,
+            weights_T=batch.weights_T,
             entropies_T=outputs.entropies_T,
             entropy_coef=self.config.entropy_coef,
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from accord.algorithms.base import Denominators, Metrics
-from accord.algorithms.rollouts import FromRollouts
+from accord.algorithms.policy_gradient import FromRollouts
 from accord.batch import TokenBatch
 from accord.config import ReinforceConfig
 from accord.losses import ppo_policy
@@ -57,6 +57,7 @@ class Reinforce(FromRollouts):
             mask_T=batch.target_mask_T,
             tokens=denominators.tokens,
             clip=self.config.clip,
+            weights_T=batch.weights_T,
             entropies_T=outputs.entropies_T,
         )
         kl = self.kl_term(outputs, batch, denominators)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from accord.algorithms.base import Denominators, Metrics
-from accord.algorithms.rollouts import FromRollouts
+from accord.algorithms.policy_gradient import FromRollouts
 from accord.batch import TokenBatch
 from accord.config import RLOOConfig
 from accord.losses import rloo
@@ -51,6 +51,7 @@ class RLOO(FromRollouts):
             advantages_N=batch.advantages_T[last_targets(batch)],
             sequences=denominators.sequences,
             clip=self.config.clip,
+            weights_N=None if batch.weights_T is None else batch.weights_T[last_targets(batch)],
         )
         metrics["objective/entropy"] = outputs.entropies_T.detach().sum() / denominators.tokens
         kl = self.kl_term(outputs, batch, denominators)

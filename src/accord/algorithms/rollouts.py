@@ -1,23 +1,18 @@
-"""What all algorithms that learn from rollouts share: the batch, its rewards, metrics of the sampling, and what is kept."""
+"""What all algorithms that learn from rollouts share: the batch, its scores, metrics of the sampling, how a batch is used."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from accord.algorithms.base import Denominators, Metrics, RoleUpdate
+from accord.algorithms.base import RoleUpdate
 from accord.algorithms.source_metrics import source_metrics
 from accord.batch import TokenBatch
-from accord.config import RolloutAlgorithm
-from accord.losses import kl_penalty
-from accord.model.forward import Outputs
-from accord.model.scorer import Scorer
-from accord.ops.kl import AdaptiveKLController, FixedKLController, kl_per_token
-from accord.ops.masking import last_targets, sum_per_sequence, targets_per_sequence
+from accord.config import PolicyGradient, RolloutAlgorithm
+from accord.ops.kl import kl_per_token
+from accord.ops.masking import sum_per_sequence, targets_per_sequence
 from accord.ops.statistics import RunningMoments, SumOverRanks, moments, one_rank
 from accord.types import Rollout
 
@@ -26,7 +21,8 @@ def rollout_batch(rollouts: Sequence[Rollout]) -> TokenBatch:
     """Prompt and response of each rollout end to end; the response tokens are the targets.
 
     Raises:
-        ValueError: a rollout has no score, an empty response, or not one log-probability for each response token.
+        ValueError: a rollout has no score, an empty response, or not one log-probability (or token score, if it has any) for each
+            response token.
     """
     for index, rollout in enumerate(rollouts):
         if rollout.score is None:
@@ -37,6 +33,10 @@ def rollout_batch(rollouts: Sequence[Rollout]) -> TokenBatch:
             raise ValueError(
                 f"rollout {index} has {len(rollout.response_ids)} response tokens and "
                 f"{len(rollout.sampler_logprobs)} log-probabilities"
+            )
+        if rollout.token_scores is not None and len(rollout.token_scores) != len(rollout.response_ids):
+            raise ValueError(
+                f"rollout {index} has {len(rollout.response_ids)} response tokens and {len(rollout.token_scores)} token scores"
             )
     sampler = [x for r in rollouts for x in (*([0.0] * len(r.prompt_ids)), *r.sampler_logprobs)]
     return TokenBatch.from_sequences(
@@ -49,10 +49,18 @@ def rollout_batch(rollouts: Sequence[Rollout]) -> TokenBatch:
     )
 
 
+def token_scores(rollouts: Sequence[Rollout]) -> Tensor | None:
+    """Scores of single tokens in the layout of `rollout_batch`: float32 [T], 0 where there are none; `None` if there are none."""
+    if all(rollout.token_scores is None for rollout in rollouts):
+        return None
+    rows = [(0.0,) * len(r.prompt_ids) + (r.token_scores or (0.0,) * len(r.response_ids)) for r in rollouts]
+    return torch.tensor([score for row in rows for score in row], dtype=torch.float32)
+
+
 def shape_scores(
     batch: TokenBatch,
     rollouts: Sequence[Rollout],
-    config: RolloutAlgorithm,
+    config: PolicyGradient,
     seen: RunningMoments,
     sum_over_ranks: SumOverRanks = one_rank,
 ) -> Tensor:
@@ -66,13 +74,27 @@ def shape_scores(
         sum_over_ranks: for these statistics.
     """
     assert batch.scores_N is not None
-    scores_N = batch.scores_N
+    scores_N = _scaled(batch.scores_N, rollouts, config)
+    if config.reward_normalize:
+        seen.update(scores_N, sum_over_ranks)
+    return _bounded(scores_N, config, seen)
+
+
+def shape_alike(rollouts: Sequence[Rollout], config: PolicyGradient, seen: RunningMoments) -> Tensor:
+    """Scores of other rollouts, shaped as those of the batch were, whose statistics they do not change; float32 [N]."""
+    scores_N = torch.tensor([rollout.score for rollout in rollouts], dtype=torch.float32)
+    return _bounded(_scaled(scores_N, rollouts, config), config, seen)
+
+
+def _scaled(scores_N: Tensor, rollouts: Sequence[Rollout], config: PolicyGradient) -> Tensor:
     if config.missing_eos_penalty:
         unfinished_N = torch.tensor([float(rollout.finish_reason != "stop") for rollout in rollouts])
         scores_N = scores_N - config.missing_eos_penalty * unfinished_N
-    scores_N = scores_N * config.reward_scale
+    return scores_N * config.reward_scale
+
+
+def _bounded(scores_N: Tensor, config: PolicyGradient, seen: RunningMoments) -> Tensor:
     if config.reward_normalize:
-        seen.update(scores_N, sum_over_ranks)
         scores_N = (scores_N - seen.mean) / seen.std
     if config.reward_clip is not None:
         scores_N = scores_N.clamp(-config.reward_clip, config.reward_clip)
@@ -90,7 +112,9 @@ def rollout_metrics(
 
     assert batch.scores_N is not None and batch.old_logprobs_T is not None and batch.ref_logprobs_T is not None
     assert batch.sampler_logprobs_T is not None
-    mean, std = spread(batch.scores_N)
+    of_tokens_T = token_scores(rollouts)
+    totals_N = batch.scores_N if of_tokens_T is None else batch.scores_N + sum_per_sequence(of_tokens_T, batch)
+    mean, std = spread(totals_N)
     lengths_N = targets_per_sequence(batch)
     stopped_N = torch.tensor([float(rollout.finish_reason == "stop") for rollout in rollouts])
     difference_T = (batch.old_logprobs_T - batch.sampler_logprobs_T).abs().masked_fill(~batch.target_mask_T, 0.0)
@@ -108,24 +132,11 @@ def rollout_metrics(
     return metrics | source_metrics(rollouts, sum_over_ranks)
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Rollouts with their streams and rewards."""
-
-    batch: TokenBatch
-    """With `old_logprobs_T`, `ref_logprobs_T` and what else was wanted."""
-    rewards_T: Tensor
-    """The score at the last response token, and the KL penalty at each if it is part of the reward; float32 [T]."""
-    scores_N: Tensor
-    """Shaped scores alone; float32 [N]."""
-    metrics: Metrics
-
-
-class FromRollouts:
-    """What an algorithm on rollouts keeps (KL coefficient, reward statistics, iterations prepared), and how it uses a batch.
+class UsesRollouts:
+    """How an algorithm uses a batch of rollouts: in so many passes, of so many steps, by the policy.
 
     Args:
-        config: how scores are shaped, and how many steps a batch is used for.
+        config: says how many.
         temperature: at which responses are sampled, and log-probabilities compared.
         sum_over_ranks: for statistics over the whole batch.
     """
@@ -135,40 +146,7 @@ class FromRollouts:
     def __init__(
         self, config: RolloutAlgorithm, temperature: float = 1.0, sum_over_ranks: SumOverRanks = one_rank
     ) -> None:
-        self.shaping, self.temperature, self.sum_over_ranks = config, temperature, sum_over_ranks
-        kl = config.kl
-        self.controller = (
-            FixedKLController(kl.coef) if kl.target is None else AdaptiveKLController(kl.coef, kl.target, kl.horizon)
-        )
-        self.reward_moments = RunningMoments()
-        self.prepared = 0
-        self.coef_used = kl.coef
-        """The KL's weight in the iteration prepared last; the controller holds the next one's."""
-
-    def score_rollouts(self, items: Sequence[Rollout], scorer: Scorer, *wanted: str) -> Scored:
-        """Run the frozen passes, shape the scores, add the KL penalty, and let the controller react."""
-        self.prepared += 1
-        kl = self.shaping.kl
-        batch = rollout_batch(items)
-        full = ("full_kl_T",) if kl.estimator == "full" else ()
-        streams = scorer.score(batch, ("old_logprobs_T", "ref_logprobs_T", *wanted, *full))
-        kl_T = streams.pop("full_kl_T", None)
-        batch = batch.with_streams(**streams)
-        metrics = rollout_metrics(batch, items, self.sum_over_ranks)
-        assert batch.old_logprobs_T is not None and batch.ref_logprobs_T is not None
-        if kl_T is None:
-            kl_T = kl_per_token(batch.old_logprobs_T, batch.ref_logprobs_T, kl.estimator)
-        penalty_T = -self.controller.coef * kl_T if kl.use == "reward" else torch.zeros_like(kl_T)
-        scores_N = shape_scores(batch, items, self.shaping, self.reward_moments, self.sum_over_ranks)
-        metrics |= {
-            "ppo/mean_scores": self.mean(scores_N),
-            "ppo/mean_non_score_reward": self.mean(sum_per_sequence(penalty_T, batch)),
-            "objective/kl_coef": self.controller.coef,
-        }
-        self.coef_used = self.controller.coef
-        samples = float(self.sum_over_ranks(torch.tensor(float(batch.sequences))))
-        self.controller.update(metrics["objective/kl"], int(samples))
-        return Scored(batch, penalty_T.index_add(0, last_targets(batch), scores_N), scores_N, metrics)
+        self.usage, self.temperature, self.sum_over_ranks = config, temperature, sum_over_ranks
 
     def mean(self, values_N: Tensor) -> float:
         """Mean over all sequences of all ranks."""
@@ -176,49 +154,11 @@ class FromRollouts:
 
     def minibatches(self, batch: TokenBatch, generator: torch.Generator) -> Iterator[TokenBatch]:
         """`epochs` passes, each over all sequences in a new order, cut into `minibatches` steps."""
-        for _ in range(self.shaping.epochs):
+        for _ in range(self.usage.epochs):
             order = torch.randperm(batch.sequences, generator=generator)
-            for members in order.tensor_split(self.shaping.minibatches):
+            for members in order.tensor_split(self.usage.minibatches):
                 yield batch.select(members.tolist())
 
     def roles(self) -> tuple[RoleUpdate, ...]:
         """The policy learns."""
         return (RoleUpdate("policy", entropy=True),)
-
-    def kl_term(
-        self, outputs: Outputs, batch: TokenBatch, denominators: Denominators
-    ) -> tuple[Tensor, dict[str, Tensor]] | None:
-        """The KL to the reference as a loss term, if the recipe wants it there."""
-        kl = self.shaping.kl
-        if kl.use == "reward":
-            return None
-        assert outputs.logprobs_T is not None and batch.ref_logprobs_T is not None
-        return kl_penalty(
-            logprobs_T=outputs.logprobs_T,
-            ref_logprobs_T=batch.ref_logprobs_T,
-            mask_T=batch.target_mask_T,
-            tokens=denominators.tokens,
-            estimator=kl.estimator,
-            coef=self.coef_used,
-        )
-
-    def veto(self, metrics: Metrics) -> str | None:
-        """Skip a step whose mean ratio shows that the policy has left the rollouts behind."""
-        ratio, guard = metrics.get("ppo/policy/ratio_mean"), self.shaping.ratio_guard
-        if ratio is None or guard is None or ratio <= guard:
-            return None
-        return f"mean ratio {ratio:.1f} exceeds algorithm.ratio_guard {guard:g}"
-
-    def state_dict(self) -> dict[str, Any]:
-        """KL coefficient, reward statistics, iterations prepared."""
-        return {
-            "controller": self.controller.state_dict(),
-            "reward_moments": self.reward_moments.state_dict(),
-            "prepared": self.prepared,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a checkpoint's state."""
-        self.controller.load_state_dict(state["controller"])
-        self.reward_moments.load_state_dict(state["reward_moments"])
-        self.prepared = int(state["prepared"])

@@ -15,6 +15,11 @@ from accord.model.forward import Outputs
 from accord.model.scorer import Scorer
 
 
+def example_batch(items: Sequence[TokenSequence]) -> TokenBatch:
+    """Examples end to end."""
+    return TokenBatch.from_sequences([e.input_ids for e in items], [e.target_mask for e in items])
+
+
 class SFT(Stateless):
     """Learns the target tokens of examples."""
 
@@ -23,7 +28,7 @@ class SFT(Stateless):
 
     def prepare(self, items: Sequence[TokenSequence], scorer: Scorer) -> tuple[TokenBatch, Metrics]:
         """Examples end to end."""
-        return TokenBatch.from_sequences([e.input_ids for e in items], [e.target_mask for e in items]), {}
+        return example_batch(items), {}
 
     def minibatches(self, batch: TokenBatch, generator: torch.Generator) -> Iterator[TokenBatch]:
         """One step takes the whole batch."""

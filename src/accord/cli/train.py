@@ -55,9 +55,11 @@ def read_recipe(command: str, words: list[str], resume: bool = False) -> Recipe:
 def _dry_run(command: str, recipe: Recipe) -> int:
     """Check all that can be checked without weights, and print what would run."""
     from accord.model.loading import locate
+    from accord.recipes.build import check_training
     from accord.training.run import refuse_used
 
     print(dump(recipe), end="")
+    check_training(recipe.train)
     refuse_used(Path(recipe.output))
     location = locate(recipe.model.path)
     on = f" on {location.base}" if location.adapter else ""
@@ -67,6 +69,9 @@ def _dry_run(command: str, recipe: Recipe) -> int:
         if path is not None:
             locate(path)
     if isinstance(recipe, RolloutRecipe):
+        from accord.recipes.rollouts import check_critic
+
+        check_critic(recipe)
         _check_rewards(command, recipe)
     for line in _data_lines(recipe):
         print(f"# data: {line}")
@@ -79,9 +84,12 @@ def _dry_run(command: str, recipe: Recipe) -> int:
 def _data_lines(recipe: Recipe) -> list[str]:
     """What the data's files hold, read as the recipe would read them."""
     from accord.data import read_records
+    from accord.types import Example
 
     paths = [recipe.data.path, *([recipe.data.eval_path] if recipe.data.eval_path else [])]
     loaded = [read_records(recipe.data, path, recipe.reads) for path in paths]
+    ptx = getattr(recipe, "ptx", None)
+    loaded += [] if ptx is None else [read_records(ptx.data, want=Example)]
     return [f"{one.path}: {len(set(one.origins))} of {one.rows} rows can be used ({one.format})" for one in loaded]
 
 

@@ -1,9 +1,10 @@
 """Recipes as validated data. Nothing here imports torch, so a typo costs a tenth of a second and not a model load."""
 
-from accord.config.algorithm import AlgorithmConfig, KLConfig, RolloutAlgorithm
+from accord.config.algorithm import AlgorithmConfig, KLConfig, PolicyGradient, PTXConfig, RolloutAlgorithm
 from accord.config.base import Section, build, dump, load, merge, parse_overrides
 from accord.config.data import DataConfig
 from accord.config.model import CriticConfig, LoraConfig, ModelConfig, ReferenceConfig
+from accord.config.optim import OptimizerConfig, ScheduleConfig
 from accord.config.recipe import ExampleRecipe, Recipe, RolloutRecipe
 from accord.config.recipes import (
     RECIPES,
@@ -58,9 +59,12 @@ __all__ = [
     "ModelConfig",
     "ORPOConfig",
     "ORPORecipe",
+    "OptimizerConfig",
     "PPOConfig",
     "PPORecipe",
+    "PTXConfig",
     "PlacementConfig",
+    "PolicyGradient",
     "RLOOConfig",
     "RLOORecipe",
     "Recipe",
@@ -76,6 +80,7 @@ __all__ = [
     "RolloutTrain",
     "SFTConfig",
     "SFTRecipe",
+    "ScheduleConfig",
     "Section",
     "SimPOConfig",
     "SimPORecipe",

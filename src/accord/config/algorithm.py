@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from accord.config.base import Section
+from accord.config.data import DataConfig
 
 
 class AlgorithmConfig(Section):
@@ -52,22 +53,57 @@ class KLConfig(Section):
         return self
 
 
-class RolloutAlgorithm(AlgorithmConfig):
-    """What all algorithms that learn from rollouts have: how scores are shaped, and how many steps a batch is used for."""
+class PTXConfig(Section):
+    """A language-modelling loss on rows of text, added to each step of the policy (Ouyang et al. 2022, arXiv:2203.02155,
+    equation 2: PPO-ptx), against forgetting."""
 
-    kl: KLConfig = KLConfig()
-    clip: float = Field(0.2, gt=0)
-    """The ratio is clipped to [1 - clip, 1 + clip] (PPO paper: 0.2)."""
+    data: DataConfig
+    """Rows to learn as `accord sft` learns them: text, prompt and completion, or messages."""
+    coef: float = Field(0.05, ge=0)
+    """Weight of the mean over these tokens beside the policy loss, which is a mean over its own (OpenRLHF: 0.05; InstructGPT:
+    27.8)."""
+    batch_size: int = Field(16, ge=1)
+    """Rows of one optimiser step, over all ranks."""
+
+    @model_validator(mode="after")
+    def _rows_fit(self) -> Self:
+        if self.data.eval_path is not None or self.data.eval_fraction:
+            raise ValueError("ptx.data: rows are only learnt from here, so eval_path and eval_fraction have no meaning")
+        return self
+
+
+class RolloutAlgorithm(AlgorithmConfig):
+    """What all algorithms that learn from rollouts have: how many steps a batch is used for."""
+
     epochs: int = Field(1, ge=1)
     """Passes over each batch of rollouts."""
     minibatches: int = Field(1, ge=1)
     """Optimiser steps in each pass."""
+
+
+class PolicyGradient(RolloutAlgorithm):
+    """What all policy gradients have: how scores are shaped, and how far a batch may carry the policy."""
+
+    kl: KLConfig = KLConfig()
+    clip: float = Field(0.2, gt=0)
+    """The ratio is clipped to [1 - clip, 1 + clip] (PPO paper: 0.2)."""
+    kl_stop: float | None = Field(None, gt=0)
+    """After a step whose approximate KL from the old policy (`ppo/policy/approxkl`, nats a token) exceeds this, the other steps
+    of the iteration are left out (Spinning Up and Stable-Baselines3 stop at 1.5 x their `target_kl` of 0.01); `null`: never."""
+    correction: Literal["none", "truncate", "mask"] = "none"
+    """Importance weights for what the sampler drew otherwise than the trainer would have (other kernels, lagging weights):
+    `truncate`: p_old / p_sampler, at most `correction_cap` (Yao et al. 2025, "Your efficient RL framework secretly brings you
+    off-policy RL training"); `mask`: 0 where it is outside [1 / cap, cap] (IcePop)."""
+    correction_cap: float = Field(2.0, gt=1)
+    """Bound of these weights (Yao et al.: 2)."""
+    correction_level: Literal["token", "sequence"] = "token"
+    """Whether each token has its weight, or a response that of all its tokens together."""
     reward_scale: float = 1.0
-    """Scores are multiplied by this first."""
+    """Scores are multiplied by this first; scores of single tokens, too."""
     reward_normalize: bool = False
-    """Then brought to mean 0 and variance 1 of all scores seen so far."""
+    """Then scores of responses are brought to mean 0 and variance 1 of all seen so far."""
     reward_clip: float | None = Field(None, gt=0)
-    """Then clipped to [-reward_clip, reward_clip] (DeepSpeed-Chat 5, OpenRLHF 10)."""
+    """Then they are clipped to [-reward_clip, reward_clip] (DeepSpeed-Chat 5, OpenRLHF 10)."""
     missing_eos_penalty: float | None = Field(None, ge=0)
     """Subtracted from the score of a response that did not end by itself (TRL's examples: 1)."""
     ratio_guard: float | None = Field(10.0, gt=1)

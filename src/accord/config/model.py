@@ -41,16 +41,22 @@ class LoraConfig(Section):
 class ReferenceConfig(Section):
     """What the KL divergence is measured against."""
 
-    source: Literal["start", "model"] = "start"
+    source: Literal["start", "model", "shared_layers"] = "start"
     """`start`: the policy as it was when the run began (the base with adapters off, or a frozen copy of the adapter that
-    the run started from, or a frozen copy of the weights for full fine-tuning). `model`: another model, see `path`."""
+    the run started from, or a frozen copy of the weights for full fine-tuning). `model`: another model, see `path`.
+    `shared_layers`: for full fine-tuning, `start` with the lower layers held in common and frozen, see `k`."""
     path: str | None = None
     """Folder or hub name of the reference, for `source: model`."""
+    k: int | None = Field(None, ge=1)
+    """For `source: shared_layers`: the embeddings and the first k layers do not learn, and policy and reference hold them
+    once, so the reference takes the memory of the other layers alone."""
 
     @model_validator(mode="after")
     def _path_fits(self) -> Self:
         if (self.source == "model") != (self.path is not None):
             raise ValueError("`path` goes with `source: model`, and `source: model` needs a `path`")
+        if (self.source == "shared_layers") != (self.k is not None):
+            raise ValueError("`k` goes with `source: shared_layers`, and `source: shared_layers` needs a `k`")
         return self
 
 
@@ -60,11 +66,14 @@ class CriticConfig(Section):
     source: Literal["adapter", "policy_trunk", "model"] | None = None
     """`adapter`: own adapter and value head on the shared base. `policy_trunk`: a value head on the policy's hidden states.
     `model`: its own model, see `path`. Default: `adapter` when the policy has one, else `policy_trunk`."""
-    start: Literal["zero", "reward"] = "zero"
+    start: Literal["zero", "reward", "saved"] = "zero"
     """`zero`: a value head that starts at 0. `reward`: adapter and head start as a copy of the first reward model's
-    (OpenRLHF and InstructGPT, arXiv:2203.02155 appendix C.4, start the critic from the reward model)."""
+    (OpenRLHF and InstructGPT, arXiv:2203.02155 appendix C.4, start the critic from the reward model). `saved`: the critic
+    that an earlier run or session saved beside the policy at `model.path`."""
     path: str | None = None
     """Folder or hub name, for `source: model`. A reward model's score head becomes the value head."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate of the critic's weights, its value head included; `null`: `train.learning_rate`."""
 
     @model_validator(mode="after")
     def _path_fits(self) -> Self:
@@ -72,4 +81,8 @@ class CriticConfig(Section):
             raise ValueError("`path` goes with `source: model`, and `source: model` needs a `path`")
         if self.source == "policy_trunk" and self.start == "reward":
             raise ValueError("`start: reward` needs a critic with weights of its own: use `source: adapter` or `model`")
+        if self.source == "model" and self.start == "saved":
+            raise ValueError(
+                "`start: saved` is for an adapter or a head; a saved model is named by `path`: FOLDER/critic"
+            )
         return self

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from accord.config.algorithm import AlgorithmConfig, RolloutAlgorithm
+from accord.config.algorithm import AlgorithmConfig, PTXConfig, RolloutAlgorithm
 from accord.config.base import Section
 from accord.config.data import DataConfig
 from accord.config.model import LoraConfig, ModelConfig, ReferenceConfig
@@ -28,6 +28,8 @@ class Recipe(Section):
     full_learning_rate: ClassVar[float]
     reads: ClassVar[type[Record]]
     """What a row of its data becomes."""
+    has_heads: ClassVar[bool] = False
+    """Whether a value or score head learns."""
 
     model: ModelConfig
     adapter: LoraConfig | None = LoraConfig()
@@ -54,6 +56,16 @@ class Recipe(Section):
         rate = cls.full_learning_rate if full else cls.adapter_learning_rate
         return {**value, "train": {**train, "learning_rate": rate}}
 
+    @model_validator(mode="after")
+    def _rates_fit(self) -> Self:
+        if self.train.lora_plus_ratio is not None and self.adapter is None:
+            raise ValueError(
+                "train.lora_plus_ratio is about LoRA's two matrices, and `adapter: null` trains the base itself"
+            )
+        if self.train.head_learning_rate is not None and not self.has_heads:
+            raise ValueError(f"train.head_learning_rate: {self.algorithm.type} has no value or score head that learns")
+        return self
+
     def warnings(self) -> list[str]:
         """Settings that run, but seldom do what is wanted."""
         return []
@@ -75,6 +87,8 @@ class RolloutRecipe(Recipe):
     reference: ReferenceConfig = ReferenceConfig()
     reward: tuple[RewardTerm, ...] = ()
     rollout: RolloutConfig = RolloutConfig()
+    ptx: PTXConfig | None = None
+    """Text to go on learning beside the rewards; `null`: none."""
     algorithm: RolloutAlgorithm
     train: RolloutTrain = RolloutTrain()
 
@@ -98,6 +112,11 @@ class RolloutRecipe(Recipe):
             raise ValueError(
                 "data.eval_path and data.eval_fraction hold out rows to evaluate on, which a recipe on rollouts does not do: "
                 "its scores are logged each iteration"
+            )
+        if self.reference.source == "shared_layers" and self.adapter is not None:
+            raise ValueError(
+                "reference.source: shared_layers is for full fine-tuning (adapter: null); with an adapter policy and reference "
+                "share the whole base already"
             )
         labels = [term.label for term in self.reward]
         twice = sorted({label for label in labels if labels.count(label) > 1})

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from accord.config.base import Section
+from accord.config.optim import OptimizerConfig, ScheduleConfig
 
 
 class TrainConfig(Section):
@@ -18,16 +19,21 @@ class TrainConfig(Section):
     """Tokens that go through the model at once. Changes memory and speed, never the result."""
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate; the default depends on the recipe and on whether an adapter learns, and is printed."""
+    head_learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate of value and score heads, which start at 0 while the rest is trained already; `null`: that of the
+    role they belong to."""
+    lora_plus_ratio: float | None = Field(None, gt=0)
+    """How many times faster LoRA's B learns than its A (LoRA+, Hayou et al. 2024, arXiv:2402.12354: 16); `null`: equally."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """What takes the steps: a name, or `{name: ..., keyword: value}`."""
     warmup: float = Field(0.03, ge=0)
     """Linear warm-up: a share of all steps if below 1, else a number of steps."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Course of the learning rate after the warm-up."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Course of the learning rate: a name, or `{name: ..., keyword: value}`."""
     min_learning_rate: float = Field(0.1, ge=0, le=1)
     """Where the schedule ends, as a share of the peak (OpenRLHF's cosine ends at 0.1)."""
     weight_decay: float = Field(0.0, ge=0)
-    """AdamW's decoupled weight decay."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's moments."""
+    """Weight decay, of matrices alone: not of heads, norms and biases."""
     max_grad_norm: float | None = Field(1.0, gt=0)
     """Gradients are scaled down to this norm; `null` turns it off."""
     checkpoint_every: int = Field(50, ge=0)

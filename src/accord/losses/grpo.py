@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from accord.losses.ppo import MAX_LOG_RATIO
+from accord.losses.surrogate import clipped_surrogate, log_ratios, ratio_metrics
 from accord.ops.masking import masked_sum
 
 
@@ -27,8 +27,7 @@ def grpo(
 
     ratio_t = exp(log p - log p_old), or for GSPO (`sequence_T` given) the length-normalised ratio of the response, whose gradient
     still reaches each token: exp(mean_t(log p - log p_old)), as sg[s_n] p_t / sg[p_t] (arXiv:2507.18071, equation 13).
-    loss = sum_t w_t max(-A_t ratio_t, -A_t clip(ratio_t, 1 - clip_low, 1 + clip_high))
-    dual clip: for A_t < 0 at most dual_clip |A_t| (arXiv:1912.09729).
+    loss = sum_t w_t max(-A_t ratio_t, -A_t clip(ratio_t, 1 - clip_low, 1 + clip_high)), see `clipped_surrogate`
     CISPO: sum_t w_t sg[min(ratio_t, 1 + clip_high)] (-A_t) log p_t (arXiv:2506.13585; no lower bound, as there).
 
     Args:
@@ -36,44 +35,30 @@ def grpo(
         old_logprobs_T: the same before the iteration's first step.
         advantages_T: float32 [T].
         mask_T: true for response tokens, bool [T].
-        weights_T: 1 / denominator of each token, float32 [T]; see `token_weights`.
+        weights_T: 1 / denominator of each token, float32 [T]; see `token_weights`. Times its importance, if it has one.
         tokens: number of response tokens of the whole step, scalar; for the metrics.
         clip_low, clip_high: half-widths of the ratio's free range.
         sequence_T: index of each token's sequence, int64 [T], for the ratio of whole responses.
-        dual_clip: bound for negative advantages.
+        dual_clip: bound for negative advantages; not for CISPO, whose weight is bounded already.
         cispo: weight by the clipped ratio instead of clipping the surrogate.
 
     Returns:
         The loss (scalar) and `ppo/policy/*`, `ppo/loss/policy`; the metrics are means over tokens.
     """
-    log_ratio_T = (logprobs_T - old_logprobs_T).masked_fill(~mask_T, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    log_ratio_T = log_ratios(logprobs=logprobs_T, old_logprobs=old_logprobs_T, mask=mask_T)
     if sequence_T is not None:
         log_ratio_T = _of_sequence(log_ratio_T, mask_T, sequence_T)
-    ratio_T = log_ratio_T.exp()
     advantages_T = advantages_T.masked_fill(~mask_T, 0.0)
-    bounded_T = ratio_T.clamp(1.0 - clip_low, 1.0 + clip_high)
-    plain_T, clipped_T = -advantages_T * ratio_T, -advantages_T * bounded_T
     if cispo:
-        capped_T = ratio_T.detach().clamp(max=1.0 + clip_high)
-        losses_T = -advantages_T * capped_T * logprobs_T.masked_fill(~mask_T, 0.0)
+        ratio_T = log_ratio_T.exp().detach()
+        losses_T = -advantages_T * ratio_T.clamp(max=1.0 + clip_high) * logprobs_T.masked_fill(~mask_T, 0.0)
         held_T = ratio_T > 1.0 + clip_high
     else:
-        losses_T = torch.maximum(plain_T, clipped_T)
-        held_T = clipped_T > plain_T
-    if dual_clip is not None:
-        losses_T = torch.where(advantages_T < 0, torch.minimum(losses_T, -advantages_T * dual_clip), losses_T)
-    loss = masked_sum(losses_T * weights_T, mask_T)
-
-    def mean(values_T: Tensor) -> Tensor:
-        return masked_sum(values_T, mask_T) / tokens
-
-    metrics = {
-        "ppo/loss/policy": loss,
-        "ppo/policy/clipfrac": mean(held_T.float()),
-        "ppo/policy/approxkl": mean(torch.expm1(log_ratio_T) - log_ratio_T),
-        "ppo/policy/ratio_mean": mean(ratio_T),
-        "ppo/policy/ratio_max": ratio_T.masked_fill(~mask_T, 0.0).max(),
-    }
+        losses_T, held_T = clipped_surrogate(
+            log_ratios=log_ratio_T, advantages=advantages_T, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip
+        )
+    loss = masked_sum(losses_T * weights_T.masked_fill(~mask_T, 0.0), mask_T)
+    metrics = {"ppo/loss/policy": loss, **ratio_metrics(log_ratios=log_ratio_T, held=held_T, mask=mask_T, count=tokens)}
     return loss, {name: value.detach() for name, value in metrics.items()}
 
 

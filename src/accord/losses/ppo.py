@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from accord.losses.surrogate import clipped_surrogate, log_ratios, ratio_metrics
 from accord.ops.kl import kl_per_token
 from accord.ops.masking import masked_sum
-
-MAX_LOG_RATIO = 20.0
-"""exp(20) is far outside any clip range and far inside float32."""
 
 
 def ppo_policy(
@@ -20,13 +18,15 @@ def ppo_policy(
     mask_T: Tensor,
     tokens: Tensor,
     clip: float,
+    dual_clip: float | None = None,
+    weights_T: Tensor | None = None,
     entropies_T: Tensor | None = None,
     entropy_coef: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Clipped surrogate (Schulman et al. 2017, arXiv:1707.06347, equation 7) minus an entropy bonus (equation 9).
 
     ratio = exp(log p - log p_old)
-    loss = sum_t max(-A_t ratio_t, -A_t clip(ratio_t, 1 - clip, 1 + clip)) / tokens - entropy_coef sum_t H_t / tokens
+    loss = sum_t w_t max(-A_t ratio_t, -A_t clip(ratio_t, 1 - clip, 1 + clip)) / tokens - entropy_coef sum_t H_t / tokens
 
     Args:
         logprobs_T: log-probability of each token now, float32 [T].
@@ -35,24 +35,28 @@ def ppo_policy(
         mask_T: true for response tokens, bool [T].
         tokens: number of response tokens of the whole step, scalar.
         clip: half-width of the ratio's free range.
+        dual_clip: for negative advantages the loss of a token is at most this times |A|; see `clipped_surrogate`.
+        weights_T: weight of each token's surrogate, float32 [T]; 1 if not given. See `ops.importance`.
         entropies_T: entropy of each token's distribution (nats), float32 [T].
         entropy_coef: weight of the bonus.
 
     Returns:
         The loss (scalar) and `ppo/policy/*`, `ppo/loss/policy`, `objective/entropy`.
     """
-    log_ratio_T = (logprobs_T - old_logprobs_T).masked_fill(~mask_T, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    ratio_T = log_ratio_T.exp()
-    plain_T = -advantages_T * ratio_T
-    clipped_T = -advantages_T * ratio_T.clamp(1.0 - clip, 1.0 + clip)
-    surrogate = masked_sum(torch.maximum(plain_T, clipped_T), mask_T) / tokens
+    log_ratio_T = log_ratios(logprobs=logprobs_T, old_logprobs=old_logprobs_T, mask=mask_T)
+    losses_T, held_T = clipped_surrogate(
+        log_ratios=log_ratio_T,
+        advantages=advantages_T.masked_fill(~mask_T, 0.0),
+        clip_low=clip,
+        clip_high=clip,
+        dual_clip=dual_clip,
+    )
+    if weights_T is not None:
+        losses_T = losses_T * weights_T.masked_fill(~mask_T, 0.0)
+    surrogate = masked_sum(losses_T, mask_T) / tokens
     metrics = {
         "ppo/loss/policy": surrogate,
-        "ppo/policy/clipfrac": masked_sum((clipped_T > plain_T).float(), mask_T) / tokens,
-        # (ratio - 1) - log ratio: Schulman's k3 of KL(old || new), never negative.
-        "ppo/policy/approxkl": masked_sum(torch.expm1(log_ratio_T) - log_ratio_T, mask_T) / tokens,
-        "ppo/policy/ratio_mean": masked_sum(ratio_T, mask_T) / tokens,
-        "ppo/policy/ratio_max": ratio_T.masked_fill(~mask_T, 0.0).max(),
+        **ratio_metrics(log_ratios=log_ratio_T, held=held_T, mask=mask_T, count=tokens),
     }
     loss = surrogate
     if entropies_T is not None:
@@ -103,9 +107,27 @@ def ppo_value(
 
 
 def kl_penalty(
-    *, logprobs_T: Tensor, ref_logprobs_T: Tensor, mask_T: Tensor, tokens: Tensor, estimator: str, coef: float
+    *,
+    logprobs_T: Tensor,
+    ref_logprobs_T: Tensor,
+    mask_T: Tensor,
+    tokens: Tensor,
+    estimator: str,
+    coef: float,
+    weights_T: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The KL to the reference as a loss term: coef sum_t kl_t / tokens (for the estimators see `ops.kl.kl_per_token`)."""
+    """The KL to the reference as a loss term: coef sum_t w_t kl_t (for the estimators see `ops.kl.kl_per_token`).
+
+    Args:
+        logprobs_T, ref_logprobs_T: log-probability of each token under policy and reference, float32 [T].
+        mask_T: true for response tokens, bool [T].
+        tokens: number of response tokens of the whole step, scalar.
+        estimator: one of `kl_per_token`.
+        coef: weight of the term.
+        weights_T: weight of each token, float32 [T]; 1 / tokens if not given. GRPO's own mean takes the KL in, too
+            (arXiv:2402.03300, equation 3).
+    """
     kl_T = kl_per_token(logprobs_T.masked_fill(~mask_T, 0.0), ref_logprobs_T, estimator)
-    loss = coef * masked_sum(kl_T, mask_T) / tokens
+    mean = masked_sum(kl_T, mask_T) / tokens if weights_T is None else masked_sum(kl_T * weights_T, mask_T)
+    loss = coef * mean
     return loss, {"ppo/loss/kl": loss.detach()}

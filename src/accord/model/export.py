@@ -6,8 +6,10 @@ import copy
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from accord.model.critic import CRITIC, VALUE_HEAD, WEIGHT
 from accord.model.loading import distinct_padding, quiet_progress
 from accord.model.roles import Roles
 
@@ -22,21 +24,34 @@ def save_policy(roles: Roles, folder: Path) -> None:
     roles.tokenizer.save_pretrained(folder)
 
 
-def save_scorer(roles: Roles, folder: Path) -> None:
-    """Write the reward model: a PEFT adapter over, or a whole, `AutoModelForSequenceClassification` with one label."""
-    role = roles.roles["reward"]
-    assert role.score_head is not None
+def save_policy_and_critic(roles: Roles, folder: Path) -> None:
+    """Write the policy as `save_policy` does, and beside it what it takes to go on with its critic, if it has one (see
+    `model.critic`); who loads the policy alone is not troubled by it."""
+    save_policy(roles, folder)
+    head = roles.roles["policy"].value_head
+    if head is not None:
+        save_file({WEIGHT: head.weight.detach().cpu().contiguous()}, folder / VALUE_HEAD)
+    if "critic" in roles.roles:
+        save_scorer(roles, folder / CRITIC, "critic")
+
+
+def save_scorer(roles: Roles, folder: Path, name: str = "reward") -> None:
+    """Write the reward model, or a critic with weights of its own: a PEFT adapter over, or a whole,
+    `AutoModelForSequenceClassification` with one label."""
+    role = roles.roles[name]
+    head = role.score_head or role.value_head
+    assert head is not None
     tokenizer = copy.deepcopy(roles.tokenizer)
     padding = distinct_padding(tokenizer)
     if role.adapter is not None:
-        roles.adapters.save(role.adapter, folder, head=role.score_head.weight)
+        roles.adapters.save(role.adapter, folder, head=head.weight)
     else:
-        _save_model(as_classifier(roles.model, role.score_head.weight, padding), folder)
+        _save_model(as_classifier(role.trunk, head.weight, padding), folder)  # type: ignore[arg-type]
     tokenizer.save_pretrained(folder)
 
 
 def as_classifier(model: PreTrainedModel, score: torch.Tensor, padding: int | None) -> PreTrainedModel:
-    """The classifier with a causal model's trunk and a score head; weights are shared, not copied."""
+    """The classifier with a causal model's trunk (or this itself) and a score head; weights are shared, not copied."""
     config = copy.deepcopy(model.config)
     config.num_labels, config.pad_token_id = 1, padding
     with torch.device("meta"):

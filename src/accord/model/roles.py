@@ -14,9 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from accord.config import CriticConfig, LoraConfig, ModelConfig, ReferenceConfig
 from accord.errors import ModelError
 from accord.model.adapters import AdapterSet, lora_config
+from accord.model.critic import read_value_head, saved_critic
 from accord.model.forward import Role
 from accord.model.heads import ScalarHead
 from accord.model.loading import Location, is_scorer, load_tokenizer, load_weights, locate, trunk_of, weight_type
+from accord.model.sharing import share_layers
 
 START = "start"
 """Name of the frozen copy of the adapter that a run started from."""
@@ -77,12 +79,14 @@ class Roles:
         """The model that learns; with a value head of its own if the critic sits on its trunk."""
         self._new_adapter("policy")
         on_trunk = critic is not None and critic.source == "policy_trunk"
+        saved = on_trunk and critic is not None and critic.start == "saved"
+        head = read_value_head(saved_critic(self.config.path, "policy_trunk")) if saved else None
         self.roles["policy"] = Role(
             "policy",
             trunk_of(self.model),
             output=self._output_layer(),
             adapter="policy" if self.adapter_config is not None else None,
-            value_head=self._new_head() if on_trunk else None,
+            value_head=self._new_head(head) if on_trunk else None,
             trains=True,
         )
 
@@ -114,7 +118,11 @@ class Roles:
             model = self._own_model(config.path)
             self.roles["reference"] = Role("reference", trunk_of(model), model.get_output_embeddings(), shared=False)
         elif self.adapter_config is None:
-            frozen = copy.deepcopy(self.model).requires_grad_(False)
+            frozen = (
+                copy.deepcopy(self.model).requires_grad_(False)
+                if config.k is None
+                else share_layers(self.model, config.k)
+            )
             self.roles["reference"] = Role("reference", trunk_of(frozen), frozen.get_output_embeddings(), shared=False)
         else:
             adapter = START if self.location.adapter is not None else None
@@ -188,10 +196,21 @@ class Roles:
                 )
             self.adapters.copy(reward.adapter, "critic")
             head = self._new_head(reward.score_head.weight)
+        elif config.start == "saved":
+            head = self._new_head(self._load_critic())
         else:
             self._new_adapter("critic")
             head = self._new_head()
         self.roles["critic"] = Role("critic", trunk_of(self.model), adapter="critic", value_head=head, trains=True)
+
+    def _load_critic(self) -> torch.Tensor:
+        """Put the critic's adapter that was saved beside the policy on the base; returns the weight of its head."""
+        folder = saved_critic(self.config.path, "adapter")
+        location = locate(str(folder))
+        weight = self.adapters.load("critic", folder) if self._is_base(location.base) else None
+        if weight is None:
+            raise ModelError(f"{folder} is no critic of {self.location.base}: an adapter on {location.base}")
+        return weight
 
     # --- using roles -------------------------------------------------------------------------------------------------
 
@@ -219,6 +238,9 @@ class Roles:
             if role.output is not None:
                 named = role.output.named_parameters()
                 weights |= {f"output.{key}": parameter for key, parameter in named if id(parameter) not in seen}
+            weights = {
+                key: parameter for key, parameter in weights.items() if parameter.requires_grad
+            }  # not the shared
         for kind in ("value_head", "score_head"):
             head = getattr(role, kind)
             if head is not None:

@@ -9,14 +9,17 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
-from accord.config import DataConfig, ExampleTrain, LoraConfig, ModelConfig, Recipe
+from accord.config import DataConfig, ExampleTrain, LoraConfig, ModelConfig, Recipe, TrainConfig
+from accord.config.optim import OWN_SCHEDULES
 from accord.data import Encoded, Encoder, Loaded, read_records, set_chat_template, stop_ids
 from accord.errors import ConfigError, ModelError
 from accord.model.device import choose_device
 from accord.model.loading import load_tokenizer, locate, read_config
 from accord.model.roles import Roles
 from accord.training.loop import seed_everything
+from accord.training.optim import check_optimizer
 from accord.training.parallel import Ranks
+from accord.training.schedule import find_schedule
 from accord.training.stream import Stream
 from accord.types import Record
 
@@ -84,8 +87,20 @@ def check_tokenizer(path: str, roles: Roles) -> None:
         )
 
 
+def check_training(train: TrainConfig) -> None:
+    """Find the optimiser and the schedule, before any weights are loaded.
+
+    Raises:
+        ConfigError: one of them is not there, or has no such keyword.
+    """
+    check_optimizer(train)
+    if train.schedule.target not in OWN_SCHEDULES:
+        find_schedule(train)
+
+
 def start(recipe: Recipe) -> tuple[Roles, Encoder, Ranks]:
-    """Choose the device, join the other ranks, and open the model."""
+    """Check what needs no weights, choose the device, join the other ranks, and open the model."""
+    check_training(recipe.train)
     device = choose_device(recipe.placement)
     ranks = Ranks.from_environment() if recipe.placement.type == "torchrun" else Ranks()
     return *open_model(recipe.model, recipe.adapter, device, recipe.seed), ranks
@@ -98,10 +113,10 @@ def load_split(recipe: Recipe, encode: Callable[[Loaded, DataConfig], Encoded[T]
         DataError: see `read_records` and the encoders.
     """
     config = recipe.data
-    train, facts = _encoded(config, None, recipe.reads, encode)
+    train, facts = read_rows(config, recipe.reads, encode)
     held_out: list[T] = []
     if config.eval_path is not None:
-        held_out, held_facts = _encoded(config, config.eval_path, recipe.reads, encode)
+        held_out, held_facts = read_rows(config, recipe.reads, encode, config.eval_path)
         facts["held out"] = held_facts["data"]
     elif config.eval_fraction > 0:
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
@@ -116,9 +131,17 @@ def load_split(recipe: Recipe, encode: Callable[[Loaded, DataConfig], Encoded[T]
     return Split(train, held_out, facts)
 
 
-def _encoded(
-    config: DataConfig, path: str | None, want: type[Record], encode: Callable[[Loaded, DataConfig], Encoded[T]]
+def read_rows(
+    config: DataConfig,
+    want: type[Record],
+    encode: Callable[[Loaded, DataConfig], Encoded[T]],
+    path: str | None = None,
 ) -> tuple[list[T], dict[str, str]]:
+    """Encoded rows of `config.path`, or of another file, and how many of them are used.
+
+    Raises:
+        DataError: see `read_records` and the encoders.
+    """
     loaded = read_records(config if path is None else config.model_copy(update={"limit": None}), path, want)
     encoded = encode(loaded, config)
     rejected = len(loaded.rejections) + len(encoded.rejections)

@@ -121,7 +121,7 @@ def _pretrain(folder: Path, seed: int, say: Callable[[str], None]) -> str:
                 "learning_rate": 5e-3,
                 "warmup": 20,
                 "min_learning_rate": 0.05,
-                "betas": [0.9, 0.95],
+                "optimizer": {"name": "adamw", "betas": [0.9, 0.95]},
                 "checkpoint_every": 250,
                 "log_every": 75,
             },

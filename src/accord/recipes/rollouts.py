@@ -7,15 +7,16 @@ from functools import partial
 from typing import Any
 
 from accord.algorithms import Algorithm
-from accord.config import DataConfig, RewardTerm, RolloutRecipe
-from accord.data import Encoded, EncodedPrompt, Loaded, encode_prompts
+from accord.config import DataConfig, PolicyGradient, RewardTerm, RolloutRecipe
+from accord.data import Encoded, EncodedPrompt, Encoder, Loaded, encode_examples, encode_prompts
 from accord.errors import ConfigError
-from accord.model.export import save_policy
+from accord.model.critic import saved_critic
+from accord.model.export import save_policy_and_critic
 from accord.model.roles import Roles
 from accord.model.score_facts import ScoreFacts
 from accord.model.scorer import Scorer
 from accord.ops.statistics import SumOverRanks
-from accord.recipes.build import check_context, check_tokenizer, load_split, model_facts, start
+from accord.recipes.build import check_context, check_tokenizer, load_split, model_facts, read_rows, start
 from accord.recipes.reward_models import model_source, score_facts
 from accord.rewards import FunctionReward, MixedReward, RewardSource
 from accord.rewards.function import load_function
@@ -25,8 +26,10 @@ from accord.rollout.protocol import Sampling
 from accord.training.learner import Learner
 from accord.training.loop import Parts
 from accord.training.parallel import Ranks
+from accord.training.ptx import PTX
 from accord.training.sources import Rollouts
 from accord.training.stream import Stream
+from accord.types import Example
 
 
 def build_rollouts(recipe: RolloutRecipe, make_algorithm: Callable[[SumOverRanks], Algorithm]) -> Parts:
@@ -42,6 +45,7 @@ def build_rollouts(recipe: RolloutRecipe, make_algorithm: Callable[[SumOverRanks
     kind = recipe.algorithm.type
     if not recipe.reward:
         raise ConfigError(f"{kind} needs a `reward`: --reward rewards.py:FUNCTION, or --reward PATH of a reward model")
+    check_critic(recipe)
     functions = {
         term.label: load_function(term.function) for term in recipe.reward if term.function
     }  # before any weights
@@ -64,7 +68,9 @@ def build_rollouts(recipe: RolloutRecipe, make_algorithm: Callable[[SumOverRanks
     stream = Stream(split.train, recipe.train.batch_size // rollout.samples, recipe.seed)
     algorithm = make_algorithm(ranks.sum)
     steps = recipe.algorithm.epochs * recipe.algorithm.minibatches
-    learner = Learner(roles, algorithm, recipe.train, recipe.train.iterations * steps, ranks)
+    ptx, text = make_ptx(recipe, roles, encoder, ranks)
+    total = recipe.train.iterations * steps
+    learner = Learner(roles, algorithm, recipe.train, total, ranks, ptx=ptx, rates=own_rates(recipe))
     return Parts(
         kind=kind,
         recipe=recipe,
@@ -74,11 +80,32 @@ def build_rollouts(recipe: RolloutRecipe, make_algorithm: Callable[[SumOverRanks
         source=Rollouts(stream, collector, ranks),
         iterations=recipe.train.iterations,
         steps_per_iteration=steps,
-        save=partial(save_policy, roles),
+        save=partial(save_policy_and_critic, roles),
         engine=engine,
-        facts=model_facts(recipe, roles, learner.weights) | split.facts | _facts(recipe, rewards),
+        facts=model_facts(recipe, roles, learner.weights) | split.facts | text | _facts(recipe, rewards),
         next_steps=[("try it", f'accord generate {recipe.output}/model --prompt "..."')],
     )
+
+
+def make_ptx(
+    recipe: RolloutRecipe, roles: Roles, encoder: Encoder, ranks: Ranks | None = None
+) -> tuple[PTX | None, dict[str, str]]:
+    """The recipe's language-modelling loss, if it has one, and a line about its rows.
+
+    Raises:
+        DataError: see `read_records` and `encode_examples`.
+        ConfigError: a row is longer than the model reads, or the ranks cannot share a batch.
+    """
+    ranks, ptx = ranks or Ranks(), recipe.ptx
+    if ptx is None:
+        return None, {}
+    if ptx.batch_size % ranks.size:
+        raise ConfigError(f"ptx.batch_size ({ptx.batch_size}) must be a multiple of the number of ranks ({ranks.size})")
+    rows, facts = read_rows(ptx.data, Example, lambda loaded, config: encode_examples(loaded, encoder, config))
+    check_context(roles, max(len(row) for row in rows), "ptx.data.max_tokens")
+    return PTX(Stream(rows, ptx.batch_size, recipe.seed, ranks=ranks.size), ptx.coef, ranks), {
+        "ptx": f"{ptx.coef:g} x the loss of {ptx.batch_size} rows a step, {facts['data']}"
+    }
 
 
 def _check_ranks(recipe: RolloutRecipe, ranks: Ranks) -> None:
@@ -90,6 +117,23 @@ def _check_ranks(recipe: RolloutRecipe, ranks: Ranks) -> None:
             f"{prompts} prompts an iteration (train.batch_size / rollout.samples) over {ranks.size} ranks: each rank needs "
             f"the same number, and at least {recipe.algorithm.minibatches} responses (algorithm.minibatches)"
         )
+
+
+def check_critic(recipe: RolloutRecipe) -> None:
+    """Find the critic that was saved beside the policy, if the recipe goes on with it, before any weights are loaded.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    critic = getattr(recipe, "critic", None)
+    if critic is not None and critic.start == "saved":
+        saved_critic(recipe.model.path, critic.source)
+
+
+def own_rates(recipe: RolloutRecipe) -> dict[str, float]:
+    """Peak learning rates of roles that have one of their own."""
+    rate = getattr(getattr(recipe, "critic", None), "learning_rate", None)
+    return {} if rate is None else {"critic": rate}
 
 
 def add_roles(recipe: RolloutRecipe, roles: Roles) -> Scorer:
@@ -137,12 +181,13 @@ def _facts(recipe: RolloutRecipe, rewards: MixedReward) -> dict[str, str]:
     weighted = ", ".join(
         f"{term.weight:g} x {label}" for term, label in zip(recipe.reward, rewards.labels, strict=True)
     )
-    kl = recipe.algorithm.kl
-    control = "fixed" if kl.target is None else f"adaptive to {kl.target:g} nats"
-    facts = {
-        "reward": weighted,
-        "KL": f"{kl.estimator} in the {kl.use}, coefficient {kl.coef:g} ({control}), to {recipe.reference.source}",
-    }
+    facts = {"reward": weighted}
+    if isinstance(recipe.algorithm, PolicyGradient):
+        kl = recipe.algorithm.kl
+        control = "fixed" if kl.target is None else f"adaptive to {kl.target:g} nats"
+        facts["KL"] = (
+            f"{kl.estimator} in the {kl.use}, coefficient {kl.coef:g} ({control}), to {recipe.reference.source}"
+        )
     critic = getattr(recipe, "critic", None)
     return (
         facts if critic is None else facts | {"critic": f"{critic.source}, started from {critic.path or critic.start}"}

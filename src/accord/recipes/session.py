@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, overload
+
+import yaml
 
 from accord.algorithms import Metrics
-from accord.config import PPORecipe, build, load
+from accord.config import PPORecipe, build, dump, load
 from accord.data import EncodedPrompt
-from accord.errors import ConfigError, DataError, RewardError
+from accord.errors import AccordWarning, ConfigError, DataError, RewardError, RunError
 from accord.model.device import choose_device
-from accord.model.export import save_policy
-from accord.recipes.build import check_context, open_model
+from accord.model.export import save_policy_and_critic
+from accord.recipes.build import check_context, check_training, open_model
+from accord.recipes.outside import Tokens, outside_rollouts
 from accord.recipes.ppo import make_algorithm
-from accord.recipes.rollouts import add_roles, make_sampling
-from accord.rewards.protocol import checked_scores, describe
+from accord.recipes.rollouts import add_roles, check_critic, make_ptx, make_sampling, own_rates
+from accord.rewards.protocol import checked_rewards, describe, with_scores
 from accord.rollout.collect import Collector
 from accord.rollout.native import NativeEngine
 from accord.training.learner import Learner
 from accord.training.loop import learn, seed_everything
+from accord.training.optim import MakeOptimizer
+from accord.training.run import changed_keys
+from accord.training.schedule import MakeScheduler
+from accord.training.state import read_newest, write_checkpoint
 from accord.types import Rollout, Text
 
 UNREAD = {"data": {"path": "(session)"}, "output": "(session)"}
 """Sections that a recipe must have and a session does not read."""
+Scores: TypeAlias = Sequence[float | Sequence[float]]
+"""A finite number for each response, or one for each of its tokens."""
 
 
 class PPO:
@@ -33,6 +43,7 @@ class PPO:
         session = accord.PPO({"model": {"path": "runs/sft/model"}})
         rollouts = session.generate(["Review of ..."])
         stats = session.step(rollouts, scores=[1.0])
+        session.step(["Review of ..."], ["A film to remember."], [1.0])   # a response that came from elsewhere
         session.save("runs/mine/model")
 
     The roles, the engine and the algorithm are those of `accord ppo`; where prompts and scores come from is the caller's.
@@ -40,12 +51,22 @@ class PPO:
     Args:
         config: a `PPORecipe`, the same as nested dicts, or the path of a YAML file. `data`, `output` and `reward` are not
             needed; `train.iterations` is the number of `step`s that the learning rate's schedule spans.
+        optimizer: makes an optimiser of groups of weights, instead of `train.optimizer`: a class such as `torch.optim.RAdam`,
+            or a function. Each group has `params`, its peak rate as `lr`, and `weight_decay`.
+        scheduler: makes a torch scheduler of that optimiser, instead of `train.schedule`. It is stepped after each optimiser
+            step, and must follow from their number alone.
 
     Raises:
         ConfigError, ModelError: see there.
     """
 
-    def __init__(self, config: PPORecipe | Mapping[str, Any] | str | Path) -> None:
+    def __init__(
+        self,
+        config: PPORecipe | Mapping[str, Any] | str | Path,
+        *,
+        optimizer: MakeOptimizer | None = None,
+        scheduler: MakeScheduler | None = None,
+    ) -> None:
         if isinstance(config, (str, Path)):
             config = load(config)
         self.recipe = config if isinstance(config, PPORecipe) else build(PPORecipe, UNREAD, config)
@@ -54,13 +75,24 @@ class PPO:
             raise ConfigError(
                 "a session runs in one process (placement.type: local); `accord ppo` and accord.train run under torchrun"
             )
+        check_training(recipe.train)
+        check_critic(recipe)
         device = choose_device(recipe.placement)
         self.roles, self.encoder = open_model(recipe.model, recipe.adapter, device, recipe.seed)
         self.scorer = add_roles(recipe, self.roles)
         self.engine = NativeEngine(self.roles, recipe.rollout.max_sequences, recipe.train.micro_batch_tokens)
         self.algorithm = make_algorithm(recipe)
         steps = recipe.train.iterations * recipe.algorithm.epochs * recipe.algorithm.minibatches
-        self.learner = Learner(self.roles, self.algorithm, recipe.train, steps)
+        self.learner = Learner(
+            self.roles,
+            self.algorithm,
+            recipe.train,
+            steps,
+            ptx=make_ptx(recipe, self.roles, self.encoder)[0],
+            rates=own_rates(recipe),
+            optimizer=optimizer,
+            scheduler=scheduler,
+        )
         sampling = make_sampling(recipe, self.encoder.stop_ids)
         seed, samples = recipe.seed, recipe.rollout.samples
         self._collector = Collector(self.engine, None, self.roles.tokenizer, sampling, samples, seed)
@@ -96,39 +128,111 @@ class PPO:
         self._calls += 1
         return self._collector.collect(encoded, self._calls - 1).rollouts
 
-    def step(self, rollouts: Sequence[Rollout], scores: Sequence[float]) -> Metrics:
-        """Learn from scored rollouts: one iteration of PPO, `epochs * minibatches` optimiser steps.
+    @overload
+    def step(self, rollouts: Sequence[Rollout], /, scores: Scores) -> Metrics:
+        """Learn from what `generate` gave."""
+
+    @overload
+    def step(
+        self, queries: Sequence[Text | Tokens], responses: Sequence[str | Tokens], scores: Scores, *, end: bool = True
+    ) -> Metrics:
+        """Learn from responses that came from elsewhere."""
+
+    def step(  # type: ignore[misc]  # mypy sees `scores` in the second place; by name it is found in both
+        self, queries: Any, responses: Any = None, scores: Any = None, *, end: bool = True
+    ) -> Metrics:
+        """Learn from scored responses: one iteration of PPO, `epochs * minibatches` optimiser steps.
+
+        `step(rollouts, scores)` takes what `generate` gave. `step(queries, responses, scores)` takes responses of anybody; they
+        count as sampled by the policy as it is now: the ratio starts at 1, and the KL to the reference is measured at them.
 
         Args:
-            rollouts: as `generate` gave them; any number that makes `minibatches` minibatches.
-            scores: one finite number for each.
+            queries: rollouts, any number that makes `minibatches` minibatches; or texts, conversations, or token ids.
+            responses: texts or token ids, one for each query; not given with rollouts.
+            scores: one finite number for each, or a sequence of them, one for each token of the response.
+            end: a response that is a text gets the token that ends it. Token ids are taken as they are.
 
         Returns:
             The metrics of learning that `accord ppo` logs: `ppo/*`, `objective/*`, `env/*`, `optim/*`, `sampling/*` of the batch.
 
         Raises:
-            RewardError: too few scores, or one that is no finite number.
-            DataError: fewer rollouts than minibatches.
+            RewardError: too few scores, or one that is no finite number, or not as many as the response has tokens.
+            DataError: fewer rollouts than minibatches, or responses that cannot be learnt from.
         """
+        if scores is None:
+            responses, scores = None, responses
+        if scores is None:
+            raise RewardError("step needs scores: step(rollouts, scores) or step(queries, responses, scores)")
+        rollouts = queries if responses is None else self._outside(queries, responses, scores, end)
+        if not all(isinstance(rollout, Rollout) for rollout in rollouts):
+            raise DataError(
+                "step(rollouts, scores) takes rollouts of `generate`; for texts: step(queries, responses, scores)"
+            )
         if len(rollouts) < self.recipe.algorithm.minibatches:
             raise DataError(
                 f"{len(rollouts)} rollouts cannot be cut into {self.recipe.algorithm.minibatches} minibatches "
                 "(algorithm.minibatches)"
             )
-        values = checked_scores("scores", list(scores), rollouts)
+        values = checked_rewards("scores", list(scores), rollouts)
         for index, value in enumerate(values):
             if value is None:
                 raise RewardError(
                     f"scores gave None for {describe(index, rollouts[index])}; step needs a number for each"
                 )
-        scored = [replace(r, score=value, scores={"score": value}) for r, value in zip(rollouts, values, strict=True)]
+        scored = [with_scores(r, {"score": value}, {"score": 1.0}) for r, value in zip(rollouts, values, strict=True)]
         seed_everything(self.recipe.seed, self.iteration)
         _, metrics = learn(scored, self.algorithm, self.learner, self.scorer, self.recipe.seed, self.iteration)
         self.iteration += 1
         self.engine.load(None, self.iteration)
         return metrics
 
+    def _outside(self, queries: Any, responses: Any, scores: Any, end: bool) -> list[Rollout]:
+        counts = [len(given) for given in (queries, responses, scores)]
+        if len(set(counts)) > 1:
+            raise DataError("{} queries, {} responses and {} scores were given; step needs one of each".format(*counts))
+        rollouts = outside_rollouts(queries, responses, self.encoder, self.scorer, end=end)
+        return [replace(rollout, version=self.iteration) for rollout in rollouts]
+
     def save(self, folder: str | Path) -> Path:
-        """Write the policy as a PEFT adapter or a Hugging Face model, with its tokenizer; returns the folder."""
-        save_policy(self.roles, Path(folder))
+        """Write the policy as a PEFT adapter or a Hugging Face model, with its tokenizer, and the critic beside it: as
+        `value_head.safetensors`, or as a reward model in `critic/`. Returns the folder.
+
+        Go on from there with `accord.PPO({"model": {"path": folder}, "critic": {"start": "saved"}})`; the reference is then the
+        policy that was saved. For a continuation as if there had been no break see `save_state`.
+        """
+        save_policy_and_critic(self.roles, Path(folder))
         return Path(folder)
+
+    def save_state(self, folder: str | Path) -> Path:
+        """Write a checkpoint into a folder: all that learns, the optimiser, the KL's weight, and how often `generate` and `step`
+        were called; `train.keep` of them are kept. Returns the path of this one."""
+        state = {
+            "steps": self.learner.steps,
+            "learner": self.learner.state_dict(),
+            "algorithm": self.algorithm.state_dict(),
+            "calls": self._calls,
+            "recipe": yaml.safe_load(dump(self.recipe)),
+        }
+        return write_checkpoint(Path(folder), self.iteration, self.learner.tensors(), state, self.recipe.train.keep)
+
+    def load_state(self, folder: str | Path) -> None:
+        """Be where the session was that wrote the newest checkpoint in a folder: what follows is the same, bit for bit on a CPU.
+
+        Raises:
+            RunError: there is no checkpoint, none is whole, or the optimiser is another.
+            ConfigError: that session had another recipe.
+        """
+        checkpoint, damaged = read_newest(Path(folder))
+        if checkpoint is None:
+            raise RunError(f"no state in {folder}: save_state writes one")
+        for line in damaged:
+            warnings.warn(f"{line}; falling back to the one before", AccordWarning, stacklevel=2)
+        changed = changed_keys(checkpoint.state["recipe"], self.recipe)
+        if changed:
+            raise ConfigError(
+                f"{checkpoint.path} is the state of a session with another recipe:\n  - " + "\n  - ".join(changed)
+            )
+        self.learner.load_tensors(checkpoint.tensors, checkpoint.state["steps"], checkpoint.state["learner"])
+        self.algorithm.load_state_dict(checkpoint.state["algorithm"])
+        self._calls, self.iteration = int(checkpoint.state["calls"]), checkpoint.iteration
+        self.engine.load(None, self.iteration)

@@ -59,12 +59,13 @@ class EnsembleReward:
         columns = [member.score(rollouts) for member in self.members]
         rows: list[list[float]] = []
         for index, row in enumerate(zip(*columns, strict=True)):
-            known = [value for value in row if value is not None]
+            known = [value for value in row if isinstance(value, float)]
             if len(known) < len(row):
                 raise RewardError(
-                    f"reward {self.label}: a member gave no score for {describe(index, rollouts[index])}; each must score all"
+                    f"reward {self.label}: a member gave no score of the whole response for "
+                    f"{describe(index, rollouts[index])}; each must score all"
                 )
             rows.append(known)
-        members = {str(number): column for number, column in enumerate(columns, 1)}
+        members = {str(number): list(column) for number, column in enumerate(zip(*rows, strict=True), 1)}
         self.details = {**members, SPREAD: [variance(row) ** 0.5 for row in rows]}
         return checked_scores(self.label, [self.combine(row, self.coef) for row in rows], rollouts)

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, cast
 
 from accord.errors import ConfigError, RewardError
-from accord.rewards.protocol import checked_scores, describe
+from accord.rewards.protocol import Score, checked_rewards, describe
 from accord.types import Rollout
 
 
@@ -22,7 +22,8 @@ class FunctionReward:
     """Calls `f(prompts, responses, **columns)`, sync or async.
 
     `columns` are those of the data's rows, each a list as long as `prompts`; a function that does not name them, and takes no
-    `**columns`, gets only those it names.
+    `**columns`, gets only those it names. One that names `response_ids` gets the token ids of each response, and may give a list
+    with a score for each token instead of a number.
     """
 
     def __init__(self, function: Callable[..., Any], label: str) -> None:
@@ -30,7 +31,7 @@ class FunctionReward:
         self.label = label
         self._names = _accepted_columns(function, label)
 
-    def score(self, rollouts: Sequence[Rollout]) -> list[float | None]:
+    def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
         """One score for each rollout; see `RewardSource.score`."""
         keys = sorted({key for rollout in rollouts for key in rollout.columns})
         columns = {
@@ -41,6 +42,8 @@ class FunctionReward:
         prompts = [rollout.prompt_text for rollout in rollouts]
         responses = [rollout.response_text for rollout in rollouts]
         try:
+            if self._names is not None and "response_ids" in self._names:
+                columns["response_ids"] = [rollout.response_ids for rollout in rollouts]
             scores = self.function(prompts=prompts, responses=responses, **columns)
             if inspect.iscoroutine(scores):
                 scores = _finish(scores)
@@ -50,7 +53,7 @@ class FunctionReward:
                 f"reward {self.label} raised {type(error).__name__}: {error}\n  at {_place(error, file)}\n"
                 f"  on {len(rollouts)} responses, the first: {describe(0, rollouts[0])}"
             ) from error
-        return checked_scores(self.label, scores, rollouts)
+        return checked_rewards(self.label, scores, rollouts)
 
 
 def _finish(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from accord.errors import RewardError
-from accord.rewards.protocol import RewardSource, describe
+from accord.rewards.protocol import RewardSource, describe, with_scores
 from accord.types import Rollout
 
 
 class MixedReward:
-    """score = sum of weight x value over the sources that apply to a response.
+    """score = sum of weight x value over the sources that apply to a response; scores of single tokens are added by token.
 
     A source may have `details`: more values of its last call, by name. They are kept in `scores` as `label/name`, and weigh
     nothing.
@@ -32,17 +32,18 @@ class MixedReward:
             RewardError: a source failed, or no source applies to a response.
         """
         columns = [source.score(rollouts) for source, _ in self.sources]
+        weights = {source.label: weight for source, weight in self.sources}
         scored = []
         for index, rollout in enumerate(rollouts):
             values = {source.label: column[index] for (source, _), column in zip(self.sources, columns, strict=True)}
-            weighted = [(weight, values[source.label]) for source, weight in self.sources]
-            for source, _ in self.sources:
-                details: Mapping[str, Sequence[float | None]] = getattr(source, "details", {})
-                values |= {f"{source.label}/{name}": column[index] for name, column in details.items()}
-            parts = [weight * value for weight, value in weighted if value is not None and weight != 0]
-            if not parts:
+            found = with_scores(rollout, values, weights)
+            if found.score is None:
                 raise RewardError(
                     f"no reward applies to {describe(index, rollout)}: each of {self.labels} returned None"
                 )
-            scored.append(replace(rollout, score=sum(parts), scores=values))
+            told: dict[str, float | None] = {}
+            for source, _ in self.sources:
+                details: Mapping[str, Sequence[float | None]] = getattr(source, "details", {})
+                told |= {f"{source.label}/{name}": column[index] for name, column in details.items()}
+            scored.append(replace(found, scores={**found.scores, **told}))
         return scored

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +13,17 @@ from torch import Tensor, nn
 from accord.algorithms import Algorithm, Denominators, Metrics, RoleUpdate
 from accord.batch import TokenBatch
 from accord.config import TrainConfig
-from accord.errors import TrainingError
-from accord.model.forward import forward
+from accord.errors import RunError, TrainingError
+from accord.model.forward import Outputs, forward
 from accord.model.roles import Roles
-from accord.training.optim import learning_rate, make_optimizer
+from accord.training.optim import BASE, MakeOptimizer, make_groups, make_optimizer
 from accord.training.parallel import Ranks
+from accord.training.ptx import PTX
+from accord.training.schedule import MakeScheduler, make_schedule
+
+LABELS = ("critic", "head", "lora_b")
+"""Groups of weights whose own learning rate is logged."""
+Loss: TypeAlias = Callable[[Outputs, TokenBatch, Denominators], tuple[Tensor, dict[str, Tensor]]]
 
 
 class Learner:
@@ -27,17 +35,36 @@ class Learner:
         config: learning rate, clipping, micro-batches.
         total_steps: optimiser steps of the whole run, for the schedule.
         ranks: processes that learn together.
+        ptx: a language-modelling loss to add to each step of the policy.
+        rates: peak learning rates of roles that have one of their own, such as the critic.
+        optimizer: makes an optimiser of groups of weights, instead of the recipe's.
+        scheduler: makes a scheduler of that optimiser, instead of the recipe's.
+
+    Raises:
+        ConfigError: the optimiser or the schedule cannot be made.
     """
 
     def __init__(
-        self, roles: Roles, algorithm: Algorithm, config: TrainConfig, total_steps: int, ranks: Ranks | None = None
+        self,
+        roles: Roles,
+        algorithm: Algorithm,
+        config: TrainConfig,
+        total_steps: int,
+        ranks: Ranks | None = None,
+        ptx: PTX | None = None,
+        *,
+        rates: Mapping[str, float] | None = None,
+        optimizer: MakeOptimizer | None = None,
+        scheduler: MakeScheduler | None = None,
     ) -> None:
         self.roles, self.algorithm, self.config, self.total_steps = roles, algorithm, config, total_steps
         self.ranks = ranks or Ranks()
+        self.ptx = ptx
         self.weights: dict[str, nn.Parameter] = {
             f"{name}.{key}": weight for name in roles.roles for key, weight in roles.trainable(name).items()
         }
-        self.optimizer = make_optimizer(self.weights, config)
+        self.optimizer = make_optimizer(make_groups(self.weights, config, rates or {}), config, optimizer)
+        self.schedule = make_schedule(self.optimizer, config, total_steps, scheduler)
         self.steps = 0
 
     def update(self, batch: TokenBatch) -> Metrics:
@@ -49,26 +76,34 @@ class Learner:
         self.roles.train_mode(self.algorithm.uses_dropout)
         denominators = Denominators.of(batch, self.ranks.sum).to(self.roles.device)
         metrics: Metrics = {}
+        tokens = batch.tokens
         for number, update in enumerate(self.algorithm.roles()):
-            sums = self._backward(update, batch, denominators)
+            loss = partial(self.algorithm.loss, update.role)
+            sums = self._backward(update, batch, denominators, loss, self.algorithm.temperature)
+            if self.ptx is not None and update.role == self.ptx.role and not update.heads_only:
+                text = self.ptx.batch(self.steps)
+                counts = Denominators.of(text, self.ranks.sum).to(self.roles.device)
+                sums |= self._backward(RoleUpdate(update.role), text, counts, self.ptx.loss, self.ptx.temperature)
+                tokens += text.tokens
             metrics |= {name: sums.get(name, 0.0) + metrics.get(name, 0.0) for name in sums}
             metrics |= self._reduce_and_clip(update, first=number == 0)
         self.roles.train_mode(False)
         self._check_finite(metrics)
         reason = self.algorithm.veto(metrics)
         if reason is None:
-            rate = learning_rate(self.steps, self.total_steps, self.config)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+            self.schedule.go_to(self.steps)
+            metrics |= self._rates()
             self.optimizer.step()
-            metrics["optim/learning_rate"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
         metrics["ppo/steps_skipped" if reason else "optim/steps_taken"] = 1.0
-        seen = self.ranks.sum(torch.tensor(float(batch.tokens)))
+        self.schedule.watch(metrics)
+        seen = self.ranks.sum(torch.tensor(float(tokens)))
         return metrics | {"tokens/trained": float(denominators.tokens), "tokens/seen": float(seen)}
 
-    def _backward(self, update: RoleUpdate, batch: TokenBatch, denominators: Denominators) -> Metrics:
+    def _backward(
+        self, update: RoleUpdate, batch: TokenBatch, denominators: Denominators, loss_of: Loss, temperature: float
+    ) -> Metrics:
         """Gradients of one role over all micro-batches; metrics added up over micro-batches and ranks."""
         totals: dict[str, Tensor] = {}
         with self.roles.use(update.role, train=True) as role:
@@ -77,11 +112,11 @@ class Learner:
                 outputs = forward(
                     role,
                     micro,
-                    temperature=self.algorithm.temperature,
+                    temperature=temperature,
                     entropy=update.entropy,
                     detach_trunk=update.heads_only,
                 )
-                loss, metrics = self.algorithm.loss(update.role, outputs, micro, denominators)
+                loss, metrics = loss_of(outputs, micro, denominators)
                 loss.backward()
                 for name, value in metrics.items():
                     old = totals.get(name)
@@ -103,6 +138,13 @@ class Learner:
         norm = nn.utils.clip_grad_norm_(weights, limit)
         return {"optim/grad_norm" if first else f"optim/grad_norm_{update.role}": float(norm)}
 
+    def _rates(self) -> Metrics:
+        """The step's learning rates: the recipe's, and those of what learns at another."""
+        rates = self.schedule.rates()
+        base = rates.pop(BASE, None) if len(rates) > 1 else rates.pop(next(iter(rates)))
+        own = {} if base is None else {"optim/learning_rate": base}
+        return own | {f"optim/learning_rate_{label}": rate for label, rate in rates.items() if label in LABELS}
+
     def _check_finite(self, metrics: Metrics) -> None:
         bad = [name for name, value in metrics.items() if not torch.isfinite(torch.tensor(value))]
         if bad:
@@ -115,32 +157,70 @@ class Learner:
     # --- state -------------------------------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights and optimiser state, by name."""
+        """Weights and the optimiser's tensors, by name; no two share memory."""
         result = {f"weight/{name}": weight.detach() for name, weight in self.weights.items()}
+        seen: set[int] = set()
         for name, weight in self.weights.items():
             for key, value in self.optimizer.state.get(weight, {}).items():
-                result[f"optimizer/{key}/{name}"] = value
+                if isinstance(value, Tensor):
+                    place = value.untyped_storage().data_ptr()
+                    # bitsandbytes keeps one quantisation map for all weights, and safetensors takes no tensor twice.
+                    result[f"optimizer/{key}/{name}"] = value.clone() if place in seen else value
+                    seen.add(place)
         return result
 
-    def load_tensors(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """Take over what `tensors` gave.
+    def state_dict(self) -> dict[str, Any]:
+        """The rest of what a checkpoint needs, as plain JSON data: counts of the optimiser, state of the schedule.
+
+        Raises:
+            TrainingError: the optimiser or scheduler keeps something that JSON cannot hold.
+        """
+        counts: dict[str, dict[str, Any]] = {}
+        for name, weight in self.weights.items():
+            own = self.optimizer.state.get(weight, {})
+            rest = {key: value for key, value in own.items() if not isinstance(value, Tensor)}
+            if rest:
+                counts[name] = rest
+        state = {"kinds": self._kinds(), "optimizer": counts, "schedule": self.schedule.state_dict()}
+        try:
+            json.dumps(state)
+        except TypeError as error:
+            kinds = " or ".join(self._kinds())
+            raise TrainingError(f"{kinds} keeps state that cannot be saved in a checkpoint: {error}") from error
+        return state
+
+    def _kinds(self) -> list[str]:
+        return [type(self.optimizer).__name__, type(self.schedule.scheduler).__name__]
+
+    def load_tensors(self, tensors: Mapping[str, Tensor], steps: int, rest: Mapping[str, Any] | None = None) -> None:
+        """Take over what `tensors` and `state_dict` gave, after `steps` steps.
 
         Raises:
             KeyError: a weight is missing; the checkpoint is of another recipe.
+            RunError: the optimiser or scheduler (given as an object) is of another kind.
         """
+        rest = rest or {}
+        if rest.get("kinds", self._kinds()) != self._kinds():
+            raise RunError(
+                f"the checkpoint was written with {' and '.join(rest['kinds'])}, and the optimiser and scheduler are now "
+                f"{' and '.join(self._kinds())}"
+            )
         state: dict[nn.Parameter, dict[str, Any]] = {}
         by_name = {}
         for name, weight in self.weights.items():
             weight.data.copy_(tensors[f"weight/{name}"])
             by_name[name] = weight
         for key, value in tensors.items():
-            kind, _, rest = key.partition("/")
+            kind, _, after = key.partition("/")
             if kind == "optimizer":
-                entry, _, name = rest.partition("/")
+                entry, _, name = after.partition("/")
                 weight = by_name[name]
                 moved = value.clone() if entry == "step" else value.to(weight.device, copy=True)
                 state.setdefault(weight, {})[entry] = moved
+        for name, counts in rest.get("optimizer", {}).items():
+            state.setdefault(by_name[name], {}).update(counts)
         self.optimizer.state.clear()
         for weight, entries in state.items():
             self.optimizer.state[weight] = entries
+        self.schedule.restore(rest.get("schedule", {}), steps)
         self.steps = steps

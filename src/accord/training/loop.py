@@ -171,10 +171,16 @@ def learn(
     updating = time.perf_counter()
     generator = torch.Generator().manual_seed(seed * 1_000_003 + iteration)
     steps: list[Metrics] = []
-    for minibatch in algorithm.minibatches(batch, generator):
+    minibatches = algorithm.minibatches(batch, generator)
+    for minibatch in minibatches:
         steps.append(learner.update(minibatch))
         if progress is not None:
             progress(1, minibatch.tokens)
+        if algorithm.enough(steps[-1]):
+            left = sum(1 for _ in minibatches)
+            learner.steps += left  # the learning rate follows its schedule all the same
+            metrics["ppo/steps_left_out"] = float(left)
+            break
     # Preparation knows only this rank's greatest values; those of steps are reduced already.
     greatest = [name for name in metrics if name.endswith("_max")]
     metrics |= {name: float(learner.ranks.max(torch.tensor(metrics[name]))) for name in greatest}
@@ -193,7 +199,7 @@ SUMMED = ("tokens/trained", "optim/steps_taken", "ppo/steps_skipped")
 
 def average(steps: Sequence[Metrics]) -> Metrics:
     """One row from the metrics of an iteration's steps: the mean over the steps that have it; counts are summed, `_max` is
-    the greatest, and the learning rate that of the last step."""
+    the greatest, and learning rates are those of the last step."""
     row: Metrics = {}
     for name in sorted({name for step in steps for name in step}):
         values = [step[name] for step in steps if name in step]
@@ -201,7 +207,7 @@ def average(steps: Sequence[Metrics]) -> Metrics:
             row[name] = sum(values)
         elif name.endswith("_max"):
             row[name] = max(values)
-        elif name == "optim/learning_rate":
+        elif name.startswith("optim/learning_rate"):
             row[name] = values[-1]
         elif name != "tokens/seen":
             row[name] = sum(values) / len(values)
@@ -229,8 +235,9 @@ def _log(metrics: Metrics, iteration: int, sinks: Sequence[Sink], console: Conso
 
 
 def _checkpoint(parts: Parts, directory: RunDirectory, iteration: int) -> None:
-    state = {"steps": parts.learner.steps, "algorithm": parts.algorithm.state_dict()}
-    write_checkpoint(directory.checkpoints, iteration, parts.learner.tensors(), state, parts.recipe.train.keep)
+    learner = parts.learner
+    state = {"steps": learner.steps, "learner": learner.state_dict(), "algorithm": parts.algorithm.state_dict()}
+    write_checkpoint(directory.checkpoints, iteration, learner.tensors(), state, parts.recipe.train.keep)
 
 
 def _restore(parts: Parts, directory: RunDirectory) -> tuple[int, list[str]]:
@@ -239,7 +246,7 @@ def _restore(parts: Parts, directory: RunDirectory) -> tuple[int, list[str]]:
     notes = [f"{line}; falling back to the one before" for line in damaged]
     if checkpoint is None:
         return 0, ["no checkpoint was written yet, so the run starts from its beginning"]
-    parts.learner.load_tensors(checkpoint.tensors, checkpoint.state["steps"])
+    parts.learner.load_tensors(checkpoint.tensors, checkpoint.state["steps"], checkpoint.state.get("learner"))
     parts.algorithm.load_state_dict(checkpoint.state["algorithm"])
     if parts.engine is not None:
         parts.engine.load(None, checkpoint.iteration)

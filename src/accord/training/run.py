@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -26,6 +27,7 @@ MAY_CHANGE: set[tuple[str, ...]] = {
     ("train", key) for key in ("iterations", "steps", "epochs", "checkpoint_every", "keep", "sinks", "log_every")
 }
 MAY_CHANGE |= {("train", "learning_rate"), ("train", "max_grad_norm"), ("algorithm", "reward_clip")}
+MAY_CHANGE |= {("train", "head_learning_rate"), ("critic", "learning_rate")}
 MAY_CHANGE |= {("train", "eval_every"), ("train", "rollouts_every"), ("placement", "threads"), ("output",)}
 """Keys that a resumed run may set anew: how long it goes on (the learning rate's schedule stretches along), what it writes
 down, and what mends a run whose numbers ran away. Any other change would make it another run."""
@@ -95,11 +97,7 @@ class RunDirectory:
         saved = read_saved(self.path)
         if not saved:
             return
-        changed = [
-            f"{'.'.join(key)}: was {old!r}, now {new!r}"
-            for key, old, new in _differences(saved, yaml.safe_load(dump(self.recipe)))
-            if key not in MAY_CHANGE
-        ]
+        changed = changed_keys(saved, self.recipe)
         if changed:
             raise ConfigError(
                 f"--resume goes on with the recipe in {self.path / CONFIG}, and this one differs:\n  - "
@@ -166,6 +164,15 @@ def read_saved(output: str | Path) -> dict[str, Any]:
         return {}
     saved = yaml.safe_load(file.read_text(encoding="utf-8"))
     return saved if isinstance(saved, dict) else {}
+
+
+def changed_keys(saved: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """A line for each key in which a recipe differs from the one that was saved, and that may not change on the way."""
+    return [
+        f"{'.'.join(key)}: was {old!r}, now {new!r}"
+        for key, old, new in _differences(saved, yaml.safe_load(dump(recipe)))
+        if key not in MAY_CHANGE
+    ]
 
 
 def _differences(old: Any, new: Any, at: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any, Any]]:

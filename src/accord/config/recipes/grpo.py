@@ -6,11 +6,11 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from accord.config.algorithm import KLConfig, RolloutAlgorithm
+from accord.config.algorithm import KLConfig, PolicyGradient
 from accord.config.recipe import RolloutRecipe
 
 
-class GRPOConfig(RolloutAlgorithm):
+class GRPOConfig(PolicyGradient):
     """Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300) and its variants: a response's advantage is its
     score relative to the other responses to its prompt. Needs `rollout.samples` of 2 or more."""
 
@@ -51,6 +51,10 @@ class GRPORecipe(RolloutRecipe):
     @model_validator(mode="after")
     def _has_groups(self) -> Self:
         self._check_groups()
+        if self.algorithm.surrogate == "cispo" and self.algorithm.dual_clip is not None:
+            raise ValueError(
+                "algorithm.dual_clip bounds the clipped surrogate, and surrogate: cispo has none; leave one of the two out"
+            )
         if self.algorithm.overlong is not None and self.algorithm.overlong > self.rollout.max_new_tokens:
             raise ValueError(
                 f"algorithm.overlong ({self.algorithm.overlong}) is a part of rollout.max_new_tokens "

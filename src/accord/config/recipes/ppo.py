@@ -6,12 +6,12 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from accord.config.algorithm import RolloutAlgorithm
+from accord.config.algorithm import PolicyGradient
 from accord.config.model import CriticConfig
 from accord.config.recipe import RolloutRecipe, given
 
 
-class PPOConfig(RolloutAlgorithm):
+class PPOConfig(PolicyGradient):
     """Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347) as classic TRL 0.11 and Ziegler et al. do it on
     language; "tricks" after Huang et al. 2024 (arXiv:2403.17031)."""
 
@@ -20,6 +20,8 @@ class PPOConfig(RolloutAlgorithm):
     """Discount per token (classic TRL: 1)."""
     lam: float = Field(0.95, ge=0, le=1)
     """Lambda of generalised advantage estimation (arXiv:1506.02438; classic TRL: 0.95)."""
+    dual_clip: float | None = Field(None, gt=1)
+    """For negative advantages the loss of a token is at most this times |A| (Ye et al. 2019, arXiv:1912.09729: 3)."""
     value_clip: float | None = Field(0.2, gt=0)
     """New values stay within this distance of the old ones in the value loss (classic TRL: 0.2); `null` turns it off."""
     value_coef: float = Field(0.1, ge=0)
@@ -44,6 +46,7 @@ class PPORecipe(RolloutRecipe):
     # Classic TRL and StackLLaMA: 1.41e-5 with LoRA; TRL's full fine-tuning examples: 3e-6.
     adapter_learning_rate: ClassVar[float] = 1.41e-5
     full_learning_rate: ClassVar[float] = 3e-6
+    has_heads: ClassVar[bool] = True
 
     critic: CriticConfig = CriticConfig()
     algorithm: PPOConfig = PPOConfig()

@@ -6,11 +6,11 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from accord.config.algorithm import KLConfig, RolloutAlgorithm
+from accord.config.algorithm import KLConfig, PolicyGradient
 from accord.config.recipe import RolloutRecipe
 
 
-class ReinforceConfig(RolloutAlgorithm):
+class ReinforceConfig(PolicyGradient):
     """REINFORCE++ (Hu 2025, arXiv:2501.03262): the return of each token (score, minus the KL penalties from it on), whitened
     over the whole batch, with PPO's clipped loss; no critic."""
 

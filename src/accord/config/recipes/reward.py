@@ -42,6 +42,7 @@ class RewardRecipe(ExampleRecipe):
     # TRL's RewardConfig and OpenRLHF: 1e-4 with LoRA, 9e-6 to 1e-5 for full fine-tuning.
     adapter_learning_rate: ClassVar[float] = 1e-4
     full_learning_rate: ClassVar[float] = 1e-5
+    has_heads: ClassVar[bool] = True
 
     algorithm: RewardConfig = RewardConfig()
 

@@ -6,17 +6,19 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from accord.config.algorithm import KLConfig, RolloutAlgorithm
+from accord.config.algorithm import KLConfig, PolicyGradient
 from accord.config.recipe import RolloutRecipe
 
 
-class RLOOConfig(RolloutAlgorithm):
+class RLOOConfig(PolicyGradient):
     """REINFORCE leave-one-out (Ahmadian et al. 2024, arXiv:2402.14740): the baseline of a response is the mean score of the
     other responses to its prompt; no critic. Needs `rollout.samples` of 2 or more."""
 
     type: Literal["rloo"] = "rloo"
     kl: KLConfig = KLConfig(coef=0.05, target=None)
     """In the reward by default (TRL's RLOO: 0.05)."""
+    correction_level: Literal["sequence"] = "sequence"
+    """A whole response is one action, so it has one weight."""
 
 
 class RLOORecipe(RolloutRecipe):
