@@ -44,6 +44,7 @@ PUBLIC = [
     "Run",
     "RunError",
     "SFTRecipe",
+    "StepwiseExample",
     "TrainingError",
     "generate",
     "merge",

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from accord.losses import bco, bradley_terry, kl_penalty, kto, ppo_policy, ppo_value, sft
+from accord.losses import bco, bradley_terry, kl_penalty, kto, ppo_policy, ppo_value, process_reward, sft
 from accord.ops.logprobs import token_logprobs
 
 FILE = Path(__file__).parent / "losses.json"
@@ -90,6 +90,11 @@ def reward(scores_2P: Tensor) -> Tensor:
     )[0]
 
 
+def process(scores_T: Tensor) -> Tensor:
+    labels_T = (wave(T, pitch=1.6) + 1) / 2
+    return process_reward(scores_T=scores_T, labels_T=labels_T, mask_T=MASK_T, tokens=TOKENS)[0]
+
+
 def labelled(loss_of: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[[Tensor], Tensor]:
     def loss(logprobs_N: Tensor) -> Tensor:
         return loss_of(
@@ -114,6 +119,7 @@ RUNS: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, float]] = {
     "kl_k2": (kl("k2"), WEIGHT_VH, 0.05),
     "kl_k3": (kl("k3"), WEIGHT_VH, 0.05),
     "bradley_terry": (reward, wave(2, 5, pitch=1.7), 1.0),
+    "process_reward": (process, wave(T, pitch=0.9, height=2.0), 5.0),
     "kto": (labelled(kto), wave(6, pitch=1.2, height=3.0), 5.0),
     "bco": (labelled(bco), wave(6, pitch=1.2, height=3.0), 5.0),
 }

@@ -72,8 +72,9 @@ def _finish(
     _, mean, variance = moments(measured_N, torch.ones_like(measured_N, dtype=torch.bool))
     if not variance.sqrt() > SAME:
         raise TrainingError(
-            f"all {len(measured_N)} measured answers have one score (deviation {float(variance.sqrt()):.2g}), so it cannot be normalised; the model is in {folder}. "
-            "Nothing was learnt: raise train.learning_rate or train.steps, or set algorithm.normalize: none"
+            f"all {len(measured_N)} measured answers have one score (deviation {float(variance.sqrt()):.2g}), so it cannot be "
+            f"normalised; the model is in {folder}. Nothing was learnt: raise train.learning_rate or train.steps, or set "
+            "algorithm.normalize: none"
         )
     write_facts(folder, ScoreFacts(mean=float(mean), std=float(variance.sqrt())))
 
