@@ -24,7 +24,7 @@ from accord.errors import (
     RunError,
     TrainingError,
 )
-from accord.types import Example, LabelledResponse, Message, PreferencePair, Prompt, Rollout
+from accord.types import Example, LabelledResponse, Message, PreferencePair, Prompt, Rollout, StepwiseExample
 
 if TYPE_CHECKING:
     from accord.config import (
@@ -96,6 +96,7 @@ __all__ = [
     "RunError",
     "SFTRecipe",
     "SimPORecipe",
+    "StepwiseExample",
     "TrainingError",
     "generate",
     "merge",

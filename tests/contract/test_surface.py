@@ -48,6 +48,7 @@ PUBLIC = [
     "RunError",
     "SFTRecipe",
     "SimPORecipe",
+    "StepwiseExample",
     "TrainingError",
     "generate",
     "merge",

@@ -49,6 +49,27 @@ def test_reward_model_tells_good_from_bad_on_pairs_it_has_not_seen(full, base, t
 
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
 @pytest.mark.parametrize("seed", SEEDS)
+def test_process_reward_model_judges_steps_of_answers_it_has_not_seen(seed, full, base, tmp_path: Path):
+    """A step is good if it says `good`, wherever it stands, whatever the steps before it were."""
+    fill = ["a cast", "the end", "slow", "was", "and", "film"]
+    rows = []
+    for i in range(48):
+        good = [(i >> k) % 2 == 0 for k in range(3)]
+        steps = [f" {fill[(i + k) % 6]} {'good' if up else 'odd'} {fill[(i * k + 1) % 6]}" for k, up in enumerate(good)]
+        rows.append({"prompt": f"the film {i % 7}", "completions": steps, "labels": good})
+    over = {
+        "data": {"path": write_rows(tmp_path / "rows.jsonl", rows), "eval_fraction": 0.25},
+        "algorithm": {"level": "step"},
+        "train": {"steps": 50, "batch_size": 12, "learning_rate": 0.01 if full else 0.02, "checkpoint_every": 0},
+        "seed": seed,
+    }
+    done = run("reward", base, tmp_path, over | ({"adapter": None} if full else {}))
+    assert done.metrics[0]["reward/accuracy"] == 0.5
+    assert done.metrics[-1]["eval/accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("kind", ["kto", "bco"])
 def test_thumbs_move_answers_to_prompts_that_it_has_not_seen(kind, seed, full, base, tmp_path: Path):
     """Answers with `good` are liked, those with `odd` disliked; prompts and fillers differ. Nearly all held-out rows end on

@@ -46,6 +46,19 @@ def pairs(count: int = 12) -> list[dict[str, Any]]:
     ]
 
 
+def steps(count: int = 12) -> list[dict[str, Any]]:
+    """Judged steps, `good` and `fine` ones better than `odd` ones."""
+    judged = [("good", 1), ("odd", 0), ("fine", 0.75)]
+    return [
+        {
+            "prompt": f"the film {i} was",
+            "completions": [f" {judged[(i + k) % 3][0]}" for k in range(3 + i % 2)],
+            "labels": [judged[(i + k) % 3][1] for k in range(3 + i % 2)],
+        }
+        for i in range(count)
+    ]
+
+
 def prompts(count: int = 6) -> list[dict[str, Any]]:
     return [{"prompt": f"the film {i} was", "use": i % 2 == 0} for i in range(count)]
 

@@ -17,7 +17,7 @@ import accord
 from accord.errors import ConfigError
 from accord.training.parallel import Ranks
 from accord.training.run import Run, read_metrics
-from recipes.tiny_runs import recipe_dict, saved_weights, timeless
+from recipes.tiny_runs import recipe_dict, saved_weights, steps, timeless, write_rows
 
 DEADLINE = 150
 """Seconds that two ranks may take; the other waits are torchrun's own."""
@@ -53,6 +53,10 @@ KINDS = {
             "data": {"eval_fraction": 0.25},
         },
     ),
+    "process": (
+        "reward",
+        {"algorithm": {"level": "step"}, "train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3}},
+    ),
     "kto": ("kto", {"train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3}}),
     "bco": ("bco", {"train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3}}),
     "ppo": (
@@ -74,6 +78,8 @@ def runs(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
     script.write_text(RANK)
     for name, (kind, over) in KINDS.items():
         config = recipe_dict(kind, base, root / name, over)
+        if name == "process":
+            config["data"]["path"] = write_rows(root / name / "steps.jsonl", steps())
         singles[name] = accord.train(config, quiet=True)
         files.append(root / f"{name}.yaml")
         config |= {"output": str(root / name / "ranks"), "placement": {"type": "torchrun", "threads": 1}}

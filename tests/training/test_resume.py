@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 import accord
 from accord.training.learner import Learner
 from accord.training.run import Run
-from recipes.tiny_runs import completions, recipe_dict, same_weights, timeless, write_rows
+from recipes.tiny_runs import completions, recipe_dict, same_weights, steps, timeless, write_rows
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": (
@@ -73,6 +73,19 @@ def uninterrupted(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
             config["ptx"]["data"]["path"] = write_rows(folder / "ptx.jsonl", completions())
         runs[name] = (folder, accord.train(config, quiet=True))
     return runs
+
+
+def test_killed_while_it_learns_steps(base, tmp_path: Path, monkeypatch):
+    over = {
+        "algorithm": {"level": "step"},
+        "adapter": {"dropout": 0.1},
+        "data": {"path": write_rows(tmp_path / "steps.jsonl", steps())},
+        "train": {"steps": 4},
+    }
+    whole = accord.train(recipe_dict("reward", base, tmp_path / "whole", over), quiet=True)
+    config = recipe_dict("reward", base, tmp_path / "killed", over)
+    train_until(config, 3, monkeypatch)
+    assert_same(accord.train(config, quiet=True, resume=True), whole)
 
 
 def config_of(uninterrupted, name: str, output: Path, train: Mapping[str, Any] | None = None) -> dict[str, Any]:
