@@ -27,7 +27,16 @@ from accord.errors import (
 from accord.types import Example, LabelledResponse, Message, PreferencePair, Prompt, Rollout
 
 if TYPE_CHECKING:
-    from accord.config import GRPORecipe, PPORecipe, ReinforceRecipe, RewardRecipe, RLOORecipe, SFTRecipe
+    from accord.config import (
+        GRPORecipe,
+        PPORecipe,
+        ReinforceRecipe,
+        RejectionRecipe,
+        ReMaxRecipe,
+        RewardRecipe,
+        RLOORecipe,
+        SFTRecipe,
+    )
     from accord.model.adapters import merge
     from accord.recipes import train
     from accord.recipes.generate import generate
@@ -40,6 +49,8 @@ _LAZY = {
     "PPORecipe": "accord.config",
     "RLOORecipe": "accord.config",
     "ReinforceRecipe": "accord.config",
+    "RejectionRecipe": "accord.config",
+    "ReMaxRecipe": "accord.config",
     "RewardRecipe": "accord.config",
     "Run": "accord.training.run",
     "SFTRecipe": "accord.config",
@@ -64,7 +75,9 @@ __all__ = [
     "PreferencePair",
     "Prompt",
     "RLOORecipe",
+    "ReMaxRecipe",
     "ReinforceRecipe",
+    "RejectionRecipe",
     "RewardError",
     "RewardRecipe",
     "Rollout",

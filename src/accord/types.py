@@ -104,6 +104,9 @@ class Rollout:
     scores: Mapping[str, float | None] = field(default_factory=dict)
     """What each reward source said, summed over the tokens if it scores them; `None` where the source does not apply."""
 
+    greedy: Rollout | None = None
+    """The scored greedy response to the same prompt, where one was asked for; it is compared with, and not learnt from."""
+
     @property
     def total_score(self) -> float:
         """Score of the response with those of its tokens: what responses are compared by.

@@ -51,6 +51,7 @@ def prompts(count: int = 6) -> list[dict[str, Any]]:
 
 
 ROWS = {"sft": completions, "reward": pairs, "ppo": prompts, "rloo": prompts, "grpo": prompts, "reinforce": prompts}
+ROWS |= {"remax": prompts, "rejection": prompts}
 
 
 def recipe_dict(kind: str, model: Path | str, folder: Path, over: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def recipe_dict(kind: str, model: Path | str, folder: Path, over: Mapping[str, A
     if issubclass(RECIPES[kind], RolloutRecipe):
         (folder / "rewards.py").write_text(REWARDS, encoding="utf-8")
         base["reward"] = f"{folder}/rewards.py:brevity"
-        base["rollout"] = {"max_new_tokens": 6, "samples": 2 if kind in ("rloo", "grpo") else 1}
+        base["rollout"] = {"max_new_tokens": 6, "samples": 2 if kind in ("rloo", "grpo", "rejection") else 1}
         base["algorithm"] |= {"epochs": 2, "minibatches": 2}
         base["train"]["iterations"] = 2
     else:

@@ -4,6 +4,8 @@ from accord.algorithms.base import Algorithm, Denominators, Metrics, RoleUpdate
 from accord.algorithms.grpo import GRPO
 from accord.algorithms.ppo import PPO
 from accord.algorithms.reinforce import Reinforce
+from accord.algorithms.rejection import Rejection
+from accord.algorithms.remax import ReMax
 from accord.algorithms.reward import RewardModelling
 from accord.algorithms.rloo import RLOO
 from accord.algorithms.sft import SFT
@@ -15,6 +17,8 @@ ALGORITHMS: dict[str, type] = {
     "rloo": RLOO,
     "grpo": GRPO,
     "reinforce": Reinforce,
+    "rejection": Rejection,
+    "remax": ReMax,
 }
 """Training command -> algorithm. `config.RECIPES`, the CLI and the docs have the same keys."""
 
@@ -27,7 +31,9 @@ __all__ = [
     "Algorithm",
     "Denominators",
     "Metrics",
+    "ReMax",
     "Reinforce",
+    "Rejection",
     "RewardModelling",
     "RoleUpdate",
 ]

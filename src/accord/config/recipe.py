@@ -110,6 +110,11 @@ class RolloutRecipe(Recipe):
                 f"train.batch_size ({self.train.batch_size}) counts responses, so it must be a multiple of "
                 f"rollout.samples ({self.rollout.samples})"
             )
+        if self.rollout.dynamic_sampling and self.rollout.samples < 2:
+            raise ValueError(
+                "rollout.dynamic_sampling drops groups whose responses all have one score, and rollout.samples: 1 makes every "
+                "group such a one; use samples of 2 or more"
+            )
         if self.train.batch_size < self.algorithm.minibatches:
             raise ValueError(
                 f"{self.train.batch_size} responses (train.batch_size) cannot be cut into "

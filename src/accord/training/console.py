@@ -48,6 +48,14 @@ ROLLOUTS = (
     Column("length", "sampling/length_mean"),
     *SPEED,
 )
+REJECTION = (
+    Column("score", "env/reward_mean"),
+    Column("kept", "rejection/score_kept"),
+    Column("loss", "sft/loss"),
+    Column("KL", "objective/kl"),
+    Column("length", "sampling/length_mean"),
+    *SPEED,
+)
 COLUMNS: dict[str, tuple[Column, ...]] = {
     "sft": (Column("loss", "sft/loss"), Column("perplexity", "sft/perplexity", 11), *SPEED),
     "reward": (
@@ -60,6 +68,8 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     "rloo": ROLLOUTS,
     "grpo": ROLLOUTS,
     "reinforce": ROLLOUTS,
+    "rejection": REJECTION,
+    "remax": ROLLOUTS,
 }
 """The figures that matter for each recipe; the rest is in `metrics.jsonl` and the report."""
 

@@ -74,6 +74,7 @@ class Learner:
             metrics |= self._reduce_and_clip(update, first=number == 0)
         self.roles.train_mode(False)
         self._check_finite(metrics)
+        metrics["tokens/trained"] = float(denominators.tokens)
         reason = self.algorithm.veto(metrics)
         if reason is None:
             rate = learning_rate(self.steps, self.total_steps, self.config)
@@ -85,7 +86,7 @@ class Learner:
         self.steps += 1
         metrics["ppo/steps_skipped" if reason else "optim/steps_taken"] = 1.0
         seen = self.ranks.sum(torch.tensor(float(tokens)))
-        return metrics | {"tokens/trained": float(denominators.tokens), "tokens/seen": float(seen)}
+        return metrics | {"tokens/seen": float(seen)}
 
     def _backward(
         self, update: RoleUpdate, batch: TokenBatch, denominators: Denominators, loss_of: Loss, temperature: float

@@ -4,6 +4,8 @@ from accord.config.recipe import Recipe
 from accord.config.recipes.grpo import GRPOConfig, GRPORecipe
 from accord.config.recipes.ppo import PPOConfig, PPORecipe
 from accord.config.recipes.reinforce import ReinforceConfig, ReinforceRecipe
+from accord.config.recipes.rejection import RejectionConfig, RejectionRecipe
+from accord.config.recipes.remax import ReMaxConfig, ReMaxRecipe
 from accord.config.recipes.reward import RewardConfig, RewardRecipe
 from accord.config.recipes.rloo import RLOOConfig, RLOORecipe
 from accord.config.recipes.sft import SFTConfig, SFTRecipe
@@ -15,6 +17,8 @@ RECIPES: dict[str, type[Recipe]] = {
     "rloo": RLOORecipe,
     "grpo": GRPORecipe,
     "reinforce": ReinforceRecipe,
+    "rejection": RejectionRecipe,
+    "remax": ReMaxRecipe,
 }
 """Training command -> its recipe. The CLI, the algorithms and the docs have the same keys."""
 
@@ -26,8 +30,12 @@ __all__ = [
     "PPORecipe",
     "RLOOConfig",
     "RLOORecipe",
+    "ReMaxConfig",
+    "ReMaxRecipe",
     "ReinforceConfig",
     "ReinforceRecipe",
+    "RejectionConfig",
+    "RejectionRecipe",
     "RewardConfig",
     "RewardRecipe",
     "SFTConfig",
