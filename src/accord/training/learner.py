@@ -13,7 +13,7 @@ from accord.algorithms import Algorithm, Denominators, Metrics, RoleUpdate
 from accord.batch import TokenBatch
 from accord.config import TrainConfig
 from accord.errors import TrainingError
-from accord.model.forward import Outputs, forward
+from accord.model.forward import Outputs, forward, teach
 from accord.model.roles import Roles
 from accord.training.optim import learning_rate, make_optimizer
 from accord.training.parallel import Ranks
@@ -96,12 +96,17 @@ class Learner:
         with self.roles.use(update.role, train=True) as role:
             for micro in batch.split(self.config.micro_batch_tokens):
                 micro = micro.to(self.roles.device)
+                teacher = None
+                if update.teacher is not None:
+                    with self.roles.use(update.teacher) as other:
+                        teacher = teach(other, micro, update.beta)
                 outputs = forward(
                     role,
                     micro,
                     temperature=temperature,
                     entropy=update.entropy,
                     detach_trunk=update.heads_only,
+                    teacher=teacher,
                 )
                 loss, metrics = loss_of(outputs, micro, denominators)
                 loss.backward()
