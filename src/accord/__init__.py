@@ -28,6 +28,7 @@ from accord.types import Example, LabelledResponse, Message, PreferencePair, Pro
 
 if TYPE_CHECKING:
     from accord.config import (
+        DistillRecipe,
         GRPORecipe,
         PPORecipe,
         ReinforceRecipe,
@@ -49,6 +50,7 @@ _LAZY = {
     "PPORecipe": "accord.config",
     "RLOORecipe": "accord.config",
     "ReinforceRecipe": "accord.config",
+    "DistillRecipe": "accord.config",
     "RejectionRecipe": "accord.config",
     "ReMaxRecipe": "accord.config",
     "RewardRecipe": "accord.config",
@@ -65,6 +67,7 @@ __all__ = [
     "AccordWarning",
     "ConfigError",
     "DataError",
+    "DistillRecipe",
     "Example",
     "GRPORecipe",
     "GenerationError",

@@ -95,7 +95,7 @@ class Rollout:
     group: int = 0
     """Rollouts with the same number answer the same prompt."""
     version: int = 0
-    """Version of the policy weights that sampled the response."""
+    """Version of the policy weights that sampled the response; -1: it was not sampled, but comes from the data."""
     score: float | None = None
     """Weighted sum of the reward sources that score whole responses; `None` until they have been asked."""
     token_scores: tuple[float, ...] | None = None

@@ -26,6 +26,7 @@ PUBLIC = [
     "AccordWarning",
     "ConfigError",
     "DataError",
+    "DistillRecipe",
     "Example",
     "GRPORecipe",
     "GenerationError",

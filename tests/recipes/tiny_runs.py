@@ -51,7 +51,7 @@ def prompts(count: int = 6) -> list[dict[str, Any]]:
 
 
 ROWS = {"sft": completions, "reward": pairs, "ppo": prompts, "rloo": prompts, "grpo": prompts, "reinforce": prompts}
-ROWS |= {"remax": prompts, "rejection": prompts}
+ROWS |= {"remax": prompts, "rejection": prompts, "distill": prompts}
 
 
 def recipe_dict(kind: str, model: Path | str, folder: Path, over: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -67,6 +67,8 @@ def recipe_dict(kind: str, model: Path | str, folder: Path, over: Mapping[str, A
     }
     if issubclass(RECIPES[kind], RolloutRecipe):
         (folder / "rewards.py").write_text(REWARDS, encoding="utf-8")
+        if kind == "distill":
+            base["teacher"] = str(model)
         base["reward"] = f"{folder}/rewards.py:brevity"
         base["rollout"] = {"max_new_tokens": 6, "samples": 2 if kind in ("rloo", "grpo", "rejection") else 1}
         base["algorithm"] |= {"epochs": 2, "minibatches": 2}

@@ -49,6 +49,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "remax": ("remax", {"train": {"iterations": 4}}),
     "rejection": ("rejection", {"train": {"iterations": 4, "batch_size": 8}, "adapter": {"dropout": 0.1}}),
+    "distill": ("distill", {"train": {"iterations": 4}, "data": {"path": "ptx.jsonl"}, "algorithm": {"on_policy": 0.6}}),
     "ppo_full": ("ppo", {"adapter": None, "train": {"iterations": 4, "learning_rate": 1e-3}}),
 }
 
@@ -60,8 +61,8 @@ def uninterrupted(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     for name, (kind, over) in KINDS.items():
         folder = tmp_path_factory.mktemp(name)
         config = recipe_dict(kind, base, folder, over)
-        if "ptx" in config:
-            config["ptx"]["data"]["path"] = write_rows(folder / "ptx.jsonl", completions())
+        if "ptx" in config or kind == "distill":
+            config.get("ptx", config)["data"]["path"] = write_rows(folder / "ptx.jsonl", completions())
         runs[name] = (folder, accord.train(config, quiet=True))
     return runs
 

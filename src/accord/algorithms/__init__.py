@@ -1,6 +1,7 @@
 """One small file an algorithm: it turns examples or scored rollouts into token batches and names its loss."""
 
 from accord.algorithms.base import Algorithm, Denominators, Metrics, RoleUpdate
+from accord.algorithms.distill import Distill
 from accord.algorithms.grpo import GRPO
 from accord.algorithms.ppo import PPO
 from accord.algorithms.reinforce import Reinforce
@@ -17,6 +18,7 @@ ALGORITHMS: dict[str, type] = {
     "rloo": RLOO,
     "grpo": GRPO,
     "reinforce": Reinforce,
+    "distill": Distill,
     "rejection": Rejection,
     "remax": ReMax,
 }
@@ -30,6 +32,7 @@ __all__ = [
     "SFT",
     "Algorithm",
     "Denominators",
+    "Distill",
     "Metrics",
     "ReMax",
     "Reinforce",

@@ -7,6 +7,8 @@ from accord.config.model import CriticConfig, LoraConfig, ModelConfig, Reference
 from accord.config.recipe import ExampleRecipe, Recipe, RolloutRecipe
 from accord.config.recipes import (
     RECIPES,
+    DistillConfig,
+    DistillRecipe,
     GRPOConfig,
     GRPORecipe,
     PPOConfig,
@@ -33,6 +35,8 @@ __all__ = [
     "AlgorithmConfig",
     "CriticConfig",
     "DataConfig",
+    "DistillConfig",
+    "DistillRecipe",
     "ExampleRecipe",
     "ExampleTrain",
     "GRPOConfig",

@@ -54,6 +54,11 @@ class Recipe(Section):
         rate = cls.full_learning_rate if full else cls.adapter_learning_rate
         return {**value, "train": {**train, "learning_rate": rate}}
 
+    @property
+    def rows_become(self) -> type[Record]:
+        """What a row of its data becomes, with these settings."""
+        return self.reads
+
     def warnings(self) -> list[str]:
         """Settings that run, but seldom do what is wanted."""
         return []
@@ -71,6 +76,8 @@ class RolloutRecipe(Recipe):
     reads: ClassVar[type[Record]] = Prompt
     default_samples: ClassVar[int] = 1
     """`rollout.samples` when the recipe does not give it."""
+    needs_reward: ClassVar[bool] = True
+    """Whether it learns from scores."""
 
     reference: ReferenceConfig = ReferenceConfig()
     reward: tuple[RewardTerm, ...] = ()

@@ -7,10 +7,11 @@ in `_max`. No config object, no logging, no collective, no `.item()`. What is le
 summed: a NaN in a masked advantage or return would come back through the product as a NaN gradient (0 x NaN = NaN).
 """
 
+from accord.losses.distill import distill
 from accord.losses.grpo import grpo, token_weights
 from accord.losses.ppo import kl_penalty, ppo_policy, ppo_value
 from accord.losses.reward import bradley_terry
 from accord.losses.rloo import rloo
 from accord.losses.sft import sft
 
-__all__ = ["bradley_terry", "grpo", "kl_penalty", "ppo_policy", "ppo_value", "rloo", "sft", "token_weights"]
+__all__ = ["bradley_terry", "distill", "grpo", "kl_penalty", "ppo_policy", "ppo_value", "rloo", "sft", "token_weights"]

@@ -44,7 +44,7 @@ def build_rollouts(
         ConfigError: no reward is named.
     """
     kind = recipe.algorithm.type
-    if not recipe.reward:
+    if not recipe.reward and recipe.needs_reward:
         raise ConfigError(f"{kind} needs a `reward`: --reward rewards.py:FUNCTION, or --reward PATH of a reward model")
     functions = {
         term.label: load_function(term.function) for term in recipe.reward if term.function
@@ -63,7 +63,9 @@ def build_rollouts(
     check_context(roles, longest, "data.max_prompt_tokens or rollout.max_new_tokens")
     engine = NativeEngine(roles, rollout.max_sequences, recipe.train.micro_batch_tokens)
     sampling = make_sampling(recipe, encoder.stop_ids)
-    collector = Collector(engine, rewards, roles.tokenizer, sampling, rollout.samples, recipe.seed, greedy)
+    collector = Collector(
+        engine, rewards if recipe.reward else None, roles.tokenizer, sampling, rollout.samples, recipe.seed, greedy
+    )
     stream = Stream(split.train, recipe.train.batch_size // rollout.samples, recipe.seed)
     algorithm = make_algorithm(ranks.sum)
     steps = recipe.algorithm.epochs * recipe.algorithm.minibatches
@@ -169,7 +171,7 @@ def _facts(recipe: RolloutRecipe, rewards: MixedReward) -> dict[str, str]:
     weighted = ", ".join(
         f"{term.weight:g} x {label}" for term, label in zip(recipe.reward, rewards.labels, strict=True)
     )
-    facts = {"reward": weighted}
+    facts = {"reward": weighted} if weighted else {}
     if isinstance(recipe.algorithm, PolicyGradient):
         kl = recipe.algorithm.kl
         control = "fixed" if kl.target is None else f"adaptive to {kl.target:g} nats"

@@ -56,6 +56,12 @@ REJECTION = (
     Column("length", "sampling/length_mean"),
     *SPEED,
 )
+DISTILL = (
+    Column("divergence", "distill/loss", 11),
+    Column("length", "sampling/length_mean"),
+    Column("ended", "sampling/finished_fraction"),
+    *SPEED,
+)
 COLUMNS: dict[str, tuple[Column, ...]] = {
     "sft": (Column("loss", "sft/loss"), Column("perplexity", "sft/perplexity", 11), *SPEED),
     "reward": (
@@ -68,6 +74,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     "rloo": ROLLOUTS,
     "grpo": ROLLOUTS,
     "reinforce": ROLLOUTS,
+    "distill": DISTILL,
     "rejection": REJECTION,
     "remax": ROLLOUTS,
 }

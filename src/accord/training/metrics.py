@@ -193,6 +193,11 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
         M("remax/greedy_mean", "Mean score of the greedy responses, shaped as the others: ReMax's baseline.",
           "Rises with the score, and stays near it.", "Far above the score: sampling at this temperature is much worse than "
           "greedy.", unit="reward"),
+        M("distill/loss", "Divergence of the student from the teacher, mean over the tokens learnt.",
+          "Falls quickly, then slowly.", "Flat: raise the learning rate, or look whether the teacher knows the task.",
+          unit="nats/token"),
+        M("distill/on_policy", "1 where the iteration learnt from the student's own responses, 0 where from the data's.",
+          "On average `algorithm.on_policy`.", "Report a defect."),
         M("rejection/kept", "Share of the responses that were learnt (`accord rejection`).",
           "1 / `rollout.samples` for `keep: best`.", "Near 0 with a threshold: it is too high, and little is learnt."),
         M("rejection/score_kept", "Mean score of the responses that were kept.",

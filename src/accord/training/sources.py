@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -108,6 +109,32 @@ class Rollouts:
         if self.ranks.first:
             columns = {name: [value for part in parts for value in part[name]] for name in parts[0]}
             write_rollouts(columns, iteration, folder)
+
+
+class OnAndOffPolicy:
+    """Rollouts in some iterations, given responses in the others (Agarwal et al. 2023, arXiv:2306.13649, algorithm 1).
+
+    Args:
+        rollouts: the policy's own.
+        given: responses from the data.
+        share: probability that an iteration is on-policy.
+        seed: of the run; which iterations are on-policy follows from it and the iteration's number.
+        ranks: processes that share an iteration.
+    """
+
+    def __init__(self, rollouts: Rollouts, given: Stream[Rollout], share: float, seed: int, ranks: Ranks) -> None:
+        self.rollouts, self.given, self.share, self.seed, self.ranks = rollouts, given, share, seed, ranks
+
+    def collect(self, iteration: int, console: Console) -> tuple[list[Rollout], Metrics]:
+        """This rank's rollouts, or given responses, of one iteration."""
+        if random.Random(f"{self.seed}/{iteration}").random() < self.share:
+            items, metrics = self.rollouts.collect(iteration, console)
+            return items, metrics | {"distill/on_policy": 1.0}
+        return self.ranks.share(self.given.batch(iteration)), {"distill/on_policy": 0.0}
+
+    def record(self, items: Sequence[Rollout], batch: TokenBatch, iteration: int, folder: Path) -> None:
+        """As `Rollouts` does."""
+        self.rollouts.record(items, batch, iteration, folder)
 
 
 def split_groups(rollouts: Sequence[Rollout]) -> tuple[list[list[Rollout]], list[list[Rollout]]]:

@@ -1,6 +1,7 @@
 """One file an algorithm: its own options, and its recipe."""
 
 from accord.config.recipe import Recipe
+from accord.config.recipes.distill import DistillConfig, DistillRecipe
 from accord.config.recipes.grpo import GRPOConfig, GRPORecipe
 from accord.config.recipes.ppo import PPOConfig, PPORecipe
 from accord.config.recipes.reinforce import ReinforceConfig, ReinforceRecipe
@@ -17,6 +18,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "rloo": RLOORecipe,
     "grpo": GRPORecipe,
     "reinforce": ReinforceRecipe,
+    "distill": DistillRecipe,
     "rejection": RejectionRecipe,
     "remax": ReMaxRecipe,
 }
@@ -24,6 +26,8 @@ RECIPES: dict[str, type[Recipe]] = {
 
 __all__ = [
     "RECIPES",
+    "DistillConfig",
+    "DistillRecipe",
     "GRPOConfig",
     "GRPORecipe",
     "PPOConfig",
