@@ -107,9 +107,15 @@ METHODS = {
     "gspo": {"type": "grpo", "ratio": "sequence", "clip": 0.05, "kl": {"coef": 0.0}},
     "cispo": {"type": "grpo", "surrogate": "cispo", "aggregate": "token", "kl": {"coef": 0.0}},
     "reinforce": {"kl": {"coef": 0.001}},
+    "ppo_dual_clip": {"type": "ppo", "dual_clip": 3.0, "kl_stop": 0.5, "correction": "truncate"},
+    "remax": {"kl": {"coef": 0.001}},
+    "rejection": {},
+    "rejection_fraction": {"type": "rejection", "keep": "fraction", "fraction": 0.25},
     "reinforce_baseline": {"type": "reinforce", "baseline": True, "kl": {"coef": 0.001}},
 }
 """Name of a method or variant -> its `algorithm` section."""
+OWN = ("rejection",)
+"""Methods that are no policy gradients, and so have no KL of their own."""
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
@@ -121,8 +127,10 @@ def test_it_makes_the_rewarded_likelier(method, seed, full, base, tmp_path: Path
     (tmp_path / "letters.py").write_text(REWARD)
     over = {
         "reward": f"{tmp_path}/letters.py:letters",
-        "rollout": {"max_new_tokens": 6, "samples": 1 if method in ("ppo", "reinforce") else 4},
-        "algorithm": {"kl": {"coef": 0.001, "target": None}, "epochs": 2, "minibatches": 2} | METHODS[method],
+        "rollout": {"max_new_tokens": 6, "samples": 1 if kind in ("ppo", "reinforce", "remax") else 4},
+        "algorithm": ({} if kind in OWN else {"kl": {"coef": 0.001, "target": None}})
+        | {"epochs": 2, "minibatches": 2}
+        | METHODS[method],
         "train": {
             "iterations": 18,
             "batch_size": 40,

@@ -85,6 +85,7 @@ ROWS = {
     "kto": labelled,
     "bco": labelled,
 }
+ROWS |= {"remax": prompts, "rejection": prompts, "distill": prompts}
 
 
 def recipe_dict(kind: str, model: Path | str, folder: Path, over: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -100,8 +101,10 @@ def recipe_dict(kind: str, model: Path | str, folder: Path, over: Mapping[str, A
     }
     if issubclass(RECIPES[kind], RolloutRecipe):
         (folder / "rewards.py").write_text(REWARDS, encoding="utf-8")
+        if kind == "distill":
+            base["teacher"] = str(model)
         base["reward"] = f"{folder}/rewards.py:brevity"
-        base["rollout"] = {"max_new_tokens": 6, "samples": 2 if kind in ("rloo", "grpo") else 1}
+        base["rollout"] = {"max_new_tokens": 6, "samples": 2 if kind in ("rloo", "grpo", "rejection") else 1}
         base["algorithm"] |= {"epochs": 2, "minibatches": 2}
         base["train"]["iterations"] = 2
     else:

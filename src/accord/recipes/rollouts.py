@@ -32,18 +32,21 @@ from accord.training.stream import Stream
 from accord.types import Example
 
 
-def build_rollouts(recipe: RolloutRecipe, make_algorithm: Callable[[SumOverRanks], Algorithm]) -> Parts:
+def build_rollouts(
+    recipe: RolloutRecipe, make_algorithm: Callable[[SumOverRanks], Algorithm], *, greedy: bool = False
+) -> Parts:
     """Everything that the loop needs.
 
     Args:
         recipe: of any algorithm on rollouts.
         make_algorithm: given the sum over ranks, the algorithm.
+        greedy: whether the algorithm compares with the greedy response to each prompt.
 
     Raises:
         ConfigError: no reward is named.
     """
     kind = recipe.algorithm.type
-    if not recipe.reward:
+    if not recipe.reward and recipe.needs_reward:
         raise ConfigError(f"{kind} needs a `reward`: --reward rewards.py:FUNCTION, or --reward PATH of a reward model")
     check_critic(recipe)
     functions = {
@@ -64,7 +67,9 @@ def build_rollouts(recipe: RolloutRecipe, make_algorithm: Callable[[SumOverRanks
     check_context(roles, longest, "data.max_prompt_tokens or rollout.max_new_tokens")
     engine = NativeEngine(roles, rollout.max_sequences, recipe.train.micro_batch_tokens)
     sampling = make_sampling(recipe, encoder.stop_ids)
-    collector = Collector(engine, rewards, roles.tokenizer, sampling, rollout.samples, recipe.seed)
+    collector = Collector(
+        engine, rewards if recipe.reward else None, roles.tokenizer, sampling, rollout.samples, recipe.seed, greedy
+    )
     stream = Stream(split.train, recipe.train.batch_size // rollout.samples, recipe.seed)
     algorithm = make_algorithm(ranks.sum)
     steps = recipe.algorithm.epochs * recipe.algorithm.minibatches
@@ -77,7 +82,7 @@ def build_rollouts(recipe: RolloutRecipe, make_algorithm: Callable[[SumOverRanks
         algorithm=algorithm,
         learner=learner,
         scorer=scorer,
-        source=Rollouts(stream, collector, ranks),
+        source=Rollouts(stream, collector, ranks, rollout.dynamic_sampling),
         iterations=recipe.train.iterations,
         steps_per_iteration=steps,
         save=partial(save_policy_and_critic, roles),
@@ -111,7 +116,8 @@ def make_ptx(
 def _check_ranks(recipe: RolloutRecipe, ranks: Ranks) -> None:
     """Every rank must have prompts for every minibatch, or it would wait for a step that the others never take."""
     prompts = recipe.train.batch_size // recipe.rollout.samples
-    share = recipe.train.batch_size // ranks.size
+    keeps_one = getattr(recipe.algorithm, "keep", None) == "best"  # of each prompt's responses
+    share = (prompts if keeps_one else recipe.train.batch_size) // ranks.size
     if prompts % ranks.size or share < recipe.algorithm.minibatches:
         raise ConfigError(
             f"{prompts} prompts an iteration (train.batch_size / rollout.samples) over {ranks.size} ranks: each rank needs "
@@ -181,7 +187,7 @@ def _facts(recipe: RolloutRecipe, rewards: MixedReward) -> dict[str, str]:
     weighted = ", ".join(
         f"{term.weight:g} x {label}" for term, label in zip(recipe.reward, rewards.labels, strict=True)
     )
-    facts = {"reward": weighted}
+    facts = {"reward": weighted} if weighted else {}
     if isinstance(recipe.algorithm, PolicyGradient):
         kl = recipe.algorithm.kl
         control = "fixed" if kl.target is None else f"adaptive to {kl.target:g} nats"
