@@ -47,7 +47,8 @@ def posts(seed: int = 0, paragraphs: int = 0) -> Iterator[str]:
         parent, verb, thing, tool, _ = asked[-1] if follows_here else asked[int(len(asked) * generator.random() ** 0.5)]
         good = follows_here or generator.random() < 0.5
         votes = generator.randrange(2, 40) if good else generator.randrange(-4, 2)
-        text = f"<p>{generator.choice(GOOD)}:</p>\n<pre class=\"lang-{tool} prettyprint-override\"><code>{tool} --{verb} {thing}\n</code></pre>"
+        code = f'<pre class="lang-{tool} prettyprint-override"><code>{tool} --{verb} {thing}\n</code></pre>'
+        text = f"<p>{generator.choice(GOOD)}:</p>\n{code}"
         body = f"{text if good else f'<p>{generator.choice(BAD)}</p>'}\n{filler}"
         yield _row(number, f'PostTypeId="2" ParentId="{parent}" Score="{votes}"', body)
 
