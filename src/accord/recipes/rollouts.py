@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -42,13 +42,11 @@ def build_rollouts(recipe: RolloutRecipe, make_algorithm: Callable[[SumOverRanks
     kind = recipe.algorithm.type
     if not recipe.reward:
         raise ConfigError(f"{kind} needs a `reward`: --reward rewards.py:FUNCTION, or --reward PATH of a reward model")
-    functions = {
-        term.label: load_function(term.function) for term in recipe.reward if term.function
-    }  # before any weights
+    functions = load_functions(recipe.reward)  # before any weights
     roles, encoder, ranks = start(recipe)
     _check_ranks(recipe, ranks)
     scorer = add_roles(recipe, roles)
-    rewards = MixedReward([(_reward(term, functions, scorer), term.weight) for term in recipe.reward])
+    rewards = mix_rewards(recipe.reward, functions, scorer)
 
     def encode(loaded: Loaded, config: DataConfig) -> Encoded[EncodedPrompt]:
         return encode_prompts(loaded, encoder, recipe.prompt_limit, config.too_long, config.on_bad_row)
@@ -99,13 +97,30 @@ def add_roles(recipe: RolloutRecipe, roles: Roles) -> Scorer:
             _check_tokenizer(path, roles)
     roles.add_policy(critic)
     roles.add_reference(recipe.reference)
-    for term in recipe.reward:
-        if term.model is not None:
-            _check_tokenizer(term.model, roles)
-            roles.add_reward(term.model, f"reward/{term.label}")
+    add_rewards(recipe.reward, roles)
     if critic is not None:
         roles.add_critic(critic)
     return Scorer(roles, recipe.train.micro_batch_tokens, recipe.rollout.temperature)
+
+
+def add_rewards(terms: Sequence[RewardTerm], roles: Roles) -> None:
+    """The reward models among the terms as roles; an adapter on the roles' base shares it."""
+    for term in terms:
+        if term.model is not None:
+            _check_tokenizer(term.model, roles)
+            roles.add_reward(term.model, f"reward/{term.label}")
+
+
+def load_functions(terms: Sequence[RewardTerm]) -> dict[str, Callable[..., Any]]:
+    """The reward functions among the terms, by label."""
+    return {term.label: load_function(term.function) for term in terms if term.function}
+
+
+def mix_rewards(
+    terms: Sequence[RewardTerm], functions: Mapping[str, Callable[..., Any]], scorer: Scorer
+) -> MixedReward:
+    """The weighted sum of the terms; models among them are roles already, see `add_rewards`."""
+    return MixedReward([(_reward(term, functions, scorer), term.weight) for term in terms])
 
 
 def _check_tokenizer(path: str, roles: Roles) -> None:
