@@ -19,8 +19,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "grpo": ("accord.cli.train", "group relative policy optimisation, with DAPO, Dr. GRPO, GSPO and CISPO as options"),
     "reinforce": ("accord.cli.train", "REINFORCE++: PPO's loss without a critic"),
     "generate": ("accord.cli.generate", "sample from a model or adapter"),
+    "chat": ("accord.cli.chat", "talk to a model in the terminal"),
     "merge": ("accord.cli.merge", "fold an adapter into its base"),
-    "data": ("accord.cli.data", "check a file of feedback before you train on it"),
+    "data": ("accord.cli.data", "check a file of feedback before you train on it; make one of a Stack Exchange dump"),
     "report": ("accord.cli.report", "make a run's report.html again"),
 }
 """Command -> the module that runs it, and one line of help."""
@@ -28,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 GROUPS = {
     "Start here": ("quickstart",),
     "Train": ("sft", "reward", "ppo", "rloo", "grpo", "reinforce"),
-    "Use": ("generate", "merge"),
+    "Use": ("generate", "chat", "merge"),
     "Look": ("data", "report"),
 }
 

@@ -26,6 +26,8 @@ def run(command: str, words: list[str]) -> int:
         raise ConfigError("--best-of needs a --reward to tell which response is best")
     if options.best_of is not None and options.best_of < 1:
         raise ConfigError(f"--best-of must be 1 or more (given: {options.best_of})")
+    if options.best_of is not None and options.samples != 1:
+        raise ConfigError("--samples and --best-of both say how many responses to sample; give one of the two")
     if options.all and options.best_of is None:
         raise ConfigError("--all shows what --best-of chose from; give --best-of N, or --samples N alone")
     from accord.config import ModelConfig

@@ -7,7 +7,7 @@ import signal
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -106,7 +106,7 @@ def convert_stackexchange(
     """Write the feedback of a dump, or of rows of questions with answers, as JSON lines.
 
     Args:
-        path: Posts.xml (also .gz, .bz2) or a folder with it; or a .jsonl, .json or .parquet file, see `rows_of_questions`.
+        path: Posts.xml (also .gz, .bz2) or a folder with it; or a .jsonl, .json or .parquet file, see `stackexchange_rows`.
         output: a new file; written aside and renamed, so it is complete or absent.
         options: what to write.
         progress: told how far the work is.
@@ -142,7 +142,8 @@ def convert_stackexchange(
     except OSError as error:
         raise DataError(f"{output} cannot be written: {error}") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
     return report
 
 

@@ -77,11 +77,13 @@ def _answer(values: Any, where: str) -> Answer:
 
 def _text(values: Mapping[str, Any], name: str, where: str = "") -> str:
     value = values.get(name)
+    place = f"{where}: `{name}`" if where else f"`{name}`"
     if not isinstance(value, str):
-        kind = "missing" if value is None else f"of type {type(value).__name__}"
         raise RowError(
-            f"{where}: `{name}` is {kind}; it must be text" if where else f"`{name}` is {kind}; it must be text"
+            f"{place} is {'missing' if value is None else f'of type {type(value).__name__}'}; it must be text"
         )
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise RowError(f"{place} holds half a surrogate pair, which is no text")
     return value
 
 
