@@ -28,6 +28,8 @@ def run(command: str, words: list[str]) -> int:
         raise ConfigError(f"--best-of must be 1 or more (given: {options.best_of})")
     if options.best_of is not None and options.samples != 1:
         raise ConfigError("--samples and --best-of both say how many responses to sample; give one of the two")
+    if options.best_of is not None and options.best_of > 1 and options.temperature == 0:
+        raise ConfigError(f"at temperature 0 all {options.best_of} responses would be the same: raise --temperature")
     if options.all and options.best_of is None:
         raise ConfigError("--all shows what --best-of chose from; give --best-of N, or --samples N alone")
     from accord.config import ModelConfig
