@@ -78,6 +78,16 @@ def test_characters_come_whole_and_the_stop_token_does_not(talker, monkeypatch):
     assert len(written) > 3 and not any("\ufffd" in piece for piece in written)
 
 
+def test_a_stop_token_that_is_no_special_token_is_hidden_too(talker, monkeypatch):
+    chat = chat_of(talker)
+    (bang,) = chat.roles.tokenizer.encode("!", add_special_tokens=False)
+    chat.encoder.stop_ids |= {bang}
+    speak(chat, monkeypatch, *chat.roles.tokenizer.encode("ab!", add_special_tokens=False))
+    written: list[str] = []
+    reply = chat.answer("the film", written.append)
+    assert (reply.text, reply.finish, "".join(written)) == ("ab", "stop", "ab")
+
+
 def test_a_character_that_never_became_whole_is_shown_at_the_end(talker, monkeypatch):
     chat = chat_of(talker, options=GenerateOptions(max_new_tokens=3))
     half = chat.roles.tokenizer.encode("ab😀", add_special_tokens=False)[:3]
