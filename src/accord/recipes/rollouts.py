@@ -49,14 +49,12 @@ def build_rollouts(
     if not recipe.reward and recipe.needs_reward:
         raise ConfigError(f"{kind} needs a `reward`: --reward rewards.py:FUNCTION, or --reward PATH of a reward model")
     check_critic(recipe)
-    functions = {
-        term.label: load_function(term.function) for term in recipe.reward if term.function
-    }  # before any weights
+    functions = load_functions(recipe.reward)  # before any weights
     facts = {term.label: score_facts(term) for term in recipe.reward if term.paths}
     roles, encoder, ranks = start(recipe)
     _check_ranks(recipe, ranks)
     scorer = add_roles(recipe, roles)
-    rewards = MixedReward([(_reward(term, functions, facts, scorer), term.weight) for term in recipe.reward])
+    rewards = mix_rewards(recipe.reward, functions, facts, scorer)
 
     def encode(loaded: Loaded, config: DataConfig) -> Encoded[EncodedPrompt]:
         return encode_prompts(loaded, encoder, recipe.prompt_limit, config.too_long, config.on_bad_row)
@@ -150,13 +148,33 @@ def add_roles(recipe: RolloutRecipe, roles: Roles) -> Scorer:
             check_tokenizer(path, roles)
     roles.add_policy(critic)
     roles.add_reference(recipe.reference)
-    for term in recipe.reward:
-        for path, role in zip(term.paths, term.roles, strict=True):
-            check_tokenizer(path, roles)
-            roles.add_reward(path, role, stepwise=term.process is not None)
+    add_rewards(recipe.reward, roles)
     if critic is not None:
         roles.add_critic(critic)
     return Scorer(roles, recipe.train.micro_batch_tokens, recipe.rollout.temperature)
+
+
+def add_rewards(terms: Sequence[RewardTerm], roles: Roles) -> None:
+    """The reward models among the terms as roles; an adapter on the roles' base shares it."""
+    for term in terms:
+        for path, role in zip(term.paths, term.roles, strict=True):
+            check_tokenizer(path, roles)
+            roles.add_reward(path, role, stepwise=term.process is not None)
+
+
+def load_functions(terms: Sequence[RewardTerm]) -> dict[str, Callable[..., Any]]:
+    """The reward functions among the terms, by label."""
+    return {term.label: load_function(term.function) for term in terms if term.function}
+
+
+def mix_rewards(
+    terms: Sequence[RewardTerm],
+    functions: Mapping[str, Callable[..., Any]],
+    facts: Mapping[str, Sequence[ScoreFacts]],
+    scorer: Scorer,
+) -> MixedReward:
+    """The weighted sum of the terms; models among them are roles already, see `add_rewards`."""
+    return MixedReward([(_reward(term, functions, facts, scorer), term.weight) for term in terms])
 
 
 def _reward(
