@@ -104,6 +104,7 @@ def rollout_metrics(
         "sampling/logprob_difference_max": float(difference_T.max()),
         "sampling/logprob_difference_mean": float(moments(difference_T, batch.target_mask_T, sum_over_ranks)[1]),
     }
+    rows = sum_over_ranks(torch.tensor(len(rollouts), dtype=torch.float64))
     for label in rollouts[0].scores:
         values = [rollout.scores[label] for rollout in rollouts]
         applies = torch.tensor([value is not None for value in values])
@@ -111,6 +112,8 @@ def rollout_metrics(
         count, mean_known, _ = moments(known_N, applies, sum_over_ranks)
         if count > 0:
             metrics[f"env/reward/{label}"] = float(mean_known)
+        if count < rows:
+            metrics[f"env/reward_none/{label}"] = 1.0 - float(count / rows)
     return metrics
 
 

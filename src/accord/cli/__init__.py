@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "reinforce": ("accord.cli.train", "REINFORCE++: PPO's loss without a critic"),
     "generate": ("accord.cli.generate", "sample from a model or adapter"),
     "merge": ("accord.cli.merge", "fold an adapter into its base"),
+    "serve-reward": ("accord.cli.serve_reward", "rewards over HTTP, for policies of any tokenizer"),
     "data": ("accord.cli.data", "check a file of feedback before you train on it"),
     "report": ("accord.cli.report", "make a run's report.html again"),
 }
@@ -28,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 GROUPS = {
     "Start here": ("quickstart",),
     "Train": ("sft", "reward", "ppo", "rloo", "grpo", "reinforce"),
-    "Use": ("generate", "merge"),
+    "Use": ("generate", "merge", "serve-reward"),
     "Look": ("data", "report"),
 }
 
@@ -71,7 +72,7 @@ def overview() -> str:
         "usage: accord COMMAND [RECIPE.yaml] [--section.key VALUE ...]",
     ]
     for title, names in GROUPS.items():
-        lines += ["", title] + [f"  {name:<12}{COMMANDS[name][1]}" for name in names]
+        lines += ["", title] + [f"  {name:<14}{COMMANDS[name][1]}" for name in names]
     lines += ["", "`accord COMMAND --help` lists every option with its default.", "First time: accord quickstart"]
     return "\n".join(lines)
 

@@ -84,19 +84,18 @@ def _data_lines(recipe: Recipe) -> list[str]:
     want = {"sft": Example, "reward": PreferencePair}.get(recipe.algorithm.type, Prompt)
     paths = [recipe.data.path, *([recipe.data.eval_path] if recipe.data.eval_path else [])]
     loaded = [read_records(recipe.data, path, want) for path in paths]
+    if isinstance(recipe, RolloutRecipe):
+        from accord.recipes.rewards import check_columns
+
+        check_columns(recipe.reward, (record.columns for record in loaded[0].records))
     return [f"{one.path}: {len(one.records)} of {one.rows} rows can be used ({one.format})" for one in loaded]
 
 
 def _check_rewards(command: str, recipe: RolloutRecipe) -> None:
-    from accord.model.loading import locate
-    from accord.rewards.function import load_function
+    from accord.recipes.rewards import open_light
 
     if not recipe.reward:
         raise ConfigError(
             f"{command} needs a `reward`: --reward rewards.py:FUNCTION, or --reward PATH of a reward model"
         )
-    for term in recipe.reward:
-        if term.model is not None:
-            locate(term.model)
-        if term.function is not None:
-            load_function(term.function)
+    open_light(recipe.reward)

@@ -24,18 +24,37 @@ from accord.config.recipe import (
     RolloutRecipe,
     SFTRecipe,
 )
-from accord.config.reward import RewardTerm
+from accord.config.reward import RewardTerm, ServedRewards
+from accord.config.reward_kinds import (
+    ClassifierConfig,
+    CodeConfig,
+    FormatConfig,
+    JudgeConfig,
+    LengthConfig,
+    LexiconConfig,
+    RegexConfig,
+    RemoteConfig,
+    RepetitionConfig,
+    UrlConfig,
+    VerifierConfig,
+)
 from accord.config.rollout import RolloutConfig
 from accord.config.train import ExampleTrain, PlacementConfig, RolloutTrain, TrainConfig
 
 __all__ = [
     "RECIPES",
+    "ClassifierConfig",
+    "CodeConfig",
     "CriticConfig",
     "DataConfig",
     "ExampleTrain",
+    "FormatConfig",
     "GRPOConfig",
     "GRPORecipe",
+    "JudgeConfig",
     "KLConfig",
+    "LengthConfig",
+    "LexiconConfig",
     "LoraConfig",
     "ModelConfig",
     "PPOConfig",
@@ -45,8 +64,11 @@ __all__ = [
     "RLOORecipe",
     "Recipe",
     "ReferenceConfig",
+    "RegexConfig",
     "ReinforceConfig",
     "ReinforceRecipe",
+    "RemoteConfig",
+    "RepetitionConfig",
     "RewardConfig",
     "RewardRecipe",
     "RewardTerm",
@@ -57,7 +79,10 @@ __all__ = [
     "SFTConfig",
     "SFTRecipe",
     "Section",
+    "ServedRewards",
     "TrainConfig",
+    "UrlConfig",
+    "VerifierConfig",
     "build",
     "dump",
     "load",

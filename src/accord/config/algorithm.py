@@ -139,6 +139,9 @@ class GRPOConfig(RolloutAlgorithm):
     scale: Literal["group", "batch", "none"] = "group"
     """What divides score minus group mean: the group's standard deviation (DeepSeekMath), the batch's (Lite PPO,
     arXiv:2508.08221), or nothing (Dr. GRPO, arXiv:2503.20783: the first favours prompts that are too easy or too hard)."""
+    normalize_each: bool = False
+    """Each reward source is brought to mean 0 and standard deviation 1 in its group before they are added up, and the sum over
+    the batch (GDPO, arXiv:2601.05242), so that no source drowns another. In place of `scale`."""
     aggregate: Literal["sequence", "token", "constant"] = "sequence"
     """How token losses are averaged: in each response first (DeepSeekMath), over all tokens (DAPO, arXiv:2503.14476), or
     divided by the greatest possible length (Dr. GRPO)."""

@@ -18,7 +18,7 @@ from accord.config.algorithm import (
 from accord.config.base import Section
 from accord.config.data import DataConfig
 from accord.config.model import CriticConfig, LoraConfig, ModelConfig, ReferenceConfig
-from accord.config.reward import RewardTerm
+from accord.config.reward import RewardTerm, refuse_same_labels
 from accord.config.rollout import RolloutConfig
 from accord.config.train import ExampleTrain, PlacementConfig, RolloutTrain, TrainConfig
 
@@ -122,10 +122,7 @@ class RolloutRecipe(Recipe):
                 "data.eval_path and data.eval_fraction hold out rows to evaluate on, which a recipe on rollouts does not do: "
                 "its scores are logged each iteration"
             )
-        labels = [term.label for term in self.reward]
-        twice = sorted({label for label in labels if labels.count(label) > 1})
-        if twice:
-            raise ValueError(f"two rewards are called {', '.join(twice)}; give each a `name` of its own")
+        refuse_same_labels(self.reward)
         if self.train.batch_size % self.rollout.samples:
             raise ValueError(
                 f"train.batch_size ({self.train.batch_size}) counts responses, so it must be a multiple of "
@@ -228,7 +225,21 @@ class GRPORecipe(RolloutRecipe):
                 f"algorithm.overlong ({self.algorithm.overlong}) is a part of rollout.max_new_tokens "
                 f"({self.rollout.max_new_tokens}), so it cannot be longer"
             )
+        if self.algorithm.normalize_each:
+            self._check_normalize_each()
         return self
+
+    def _check_normalize_each(self) -> None:
+        """What shapes the sum of the scores has nothing to shape when each source is normalised by itself."""
+        algorithm, unshaped = self.algorithm, GRPOConfig()
+        keys = ("scale", "overlong", "missing_eos_penalty", "reward_scale", "reward_normalize", "reward_clip")
+        given = [f"algorithm.{key}" for key in keys if getattr(algorithm, key) != getattr(unshaped, key)]
+        given += ["algorithm.kl.use: reward"] if algorithm.kl.use == "reward" else []
+        if given:
+            raise ValueError(
+                f"algorithm.normalize_each normalises each reward by itself, and {', '.join(given)} would change their sum, "
+                "which it does not use: take that out, or make it a reward of its own, such as `length`"
+            )
 
 
 class ReinforceRecipe(RolloutRecipe):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from accord.algorithms import Algorithm
-from accord.config import DataConfig, RewardTerm, RolloutRecipe
+from accord.config import DataConfig, RolloutRecipe
 from accord.data import Encoded, EncodedPrompt, Loaded, encode_prompts
 from accord.errors import ConfigError, ModelError
 from accord.model.export import save_policy
@@ -16,8 +15,8 @@ from accord.model.roles import Roles
 from accord.model.scorer import Scorer
 from accord.ops.statistics import SumOverRanks
 from accord.recipes.build import check_context, load_split, model_facts, start
-from accord.rewards import FunctionReward, MixedReward, ModelReward, RewardSource
-from accord.rewards.function import load_function
+from accord.recipes.rewards import check_columns, mixed, open_light
+from accord.rewards import MixedReward
 from accord.rollout.collect import Collector
 from accord.rollout.native import NativeEngine
 from accord.rollout.protocol import Sampling
@@ -42,18 +41,17 @@ def build_rollouts(recipe: RolloutRecipe, make_algorithm: Callable[[SumOverRanks
     kind = recipe.algorithm.type
     if not recipe.reward:
         raise ConfigError(f"{kind} needs a `reward`: --reward rewards.py:FUNCTION, or --reward PATH of a reward model")
-    functions = {
-        term.label: load_function(term.function) for term in recipe.reward if term.function
-    }  # before any weights
+    light = open_light(recipe.reward)  # before any weights
     roles, encoder, ranks = start(recipe)
     _check_ranks(recipe, ranks)
     scorer = add_roles(recipe, roles)
-    rewards = MixedReward([(_reward(term, functions, scorer), term.weight) for term in recipe.reward])
+    rewards = mixed(recipe.reward, light, scorer, roles.device)
 
     def encode(loaded: Loaded, config: DataConfig) -> Encoded[EncodedPrompt]:
         return encode_prompts(loaded, encoder, recipe.prompt_limit, config.too_long, config.on_bad_row)
 
     split = load_split(recipe, Prompt, encode)
+    check_columns(recipe.reward, (prompt.columns for prompt in split.train))
     rollout = recipe.rollout
     longest = max(len(prompt.ids) for prompt in split.train) + rollout.max_new_tokens
     check_context(roles, longest, "data.max_prompt_tokens or rollout.max_new_tokens")
@@ -115,14 +113,9 @@ def _check_tokenizer(path: str, roles: Roles) -> None:
     if load_tokenizer(config, location).get_vocab() != roles.tokenizer.get_vocab():
         raise ModelError(
             f"{path} has another tokenizer than the policy {roles.config.path}; it would read other words. Take one that was "
-            "trained on the policy's base; a reward model can also be wrapped in a reward function that takes text"
+            "trained on the policy's base; a reward model can also read text with its own tokenizer, as `classifier` or "
+            "behind `accord serve-reward`"
         )
-
-
-def _reward(term: RewardTerm, functions: Mapping[str, Callable[..., Any]], scorer: Scorer) -> RewardSource:
-    if term.model is not None:
-        return ModelReward(scorer, f"reward/{term.label}", term.label)
-    return FunctionReward(functions[term.label], term.label)
 
 
 def make_sampling(recipe: RolloutRecipe, stop_ids: frozenset[int]) -> Sampling:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from accord.errors import RewardError
-from accord.rewards.protocol import RewardSource, describe
+from accord.rewards.protocol import CountingSource, RewardSource, describe
 from accord.types import Rollout
 
 
@@ -27,15 +27,30 @@ class MixedReward:
         Raises:
             RewardError: a source failed, or no source applies to a response.
         """
+        scored = self.score_known(rollouts)
+        for index, rollout in enumerate(scored):
+            if rollout.score is None:
+                raise RewardError(
+                    f"no reward applies to {describe(index, rollout)}: each of {self.labels} returned None"
+                )
+        return scored
+
+    def score_known(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """The same, with `None` as the score of a response to which no source applies.
+
+        Raises:
+            RewardError: a source failed.
+        """
         columns = [source.score(rollouts) for source, _ in self.sources]
         scored = []
         for index, rollout in enumerate(rollouts):
             values = {source.label: column[index] for (source, _), column in zip(self.sources, columns, strict=True)}
             weighted = zip((weight for _, weight in self.sources), values.values(), strict=True)
             parts = [weight * value for weight, value in weighted if value is not None and weight != 0]
-            if not parts:
-                raise RewardError(
-                    f"no reward applies to {describe(index, rollout)}: each of {self.labels} returned None"
-                )
-            scored.append(replace(rollout, score=sum(parts), scores=values))
+            scored.append(replace(rollout, score=sum(parts) if parts else None, scores=values))
         return scored
+
+    def take_counts(self) -> dict[str, int]:
+        """What the sources counted since they were last asked, by `label/event`."""
+        counting = [source for source, _ in self.sources if isinstance(source, CountingSource)]
+        return {f"{s.label}/{event}": count for s in counting for event, count in s.take_counts().items()}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy
@@ -30,6 +30,7 @@ class Scores(Protocol):
     """Anything that sets the scores of rollouts, such as `MixedReward`."""
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Rollout]: ...
+    def take_counts(self) -> dict[str, int]: ...
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Collection:
     rollouts: list[Rollout]
     rollout_seconds: float
     reward_seconds: float
+    reward_counts: Mapping[str, int] = field(default_factory=dict)
+    """What the reward sources counted, by `label/event`."""
 
 
 class Collector:
@@ -86,9 +89,11 @@ class Collector:
             raise GenerationError(f"the engine gave {len(completions)} completions for {len(requests)} requests")
         rollouts = [self._rollout(prompt, n, done) for (n, prompt, _), done in zip(places, completions, strict=True)]
         sampled = time.perf_counter()
+        counts: dict[str, int] = {}
         if self.rewards is not None:
             rollouts = self.rewards.score(rollouts)
-        return Collection(rollouts, sampled - started, time.perf_counter() - sampled)
+            counts = self.rewards.take_counts()
+        return Collection(rollouts, sampled - started, time.perf_counter() - sampled, counts)
 
     def _rollout(self, prompt: TokenPrompt, group: int, completion: Completion) -> Rollout:
         text_ids = list(completion.token_ids)

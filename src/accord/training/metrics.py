@@ -38,6 +38,8 @@ class Metric:
 
 PATTERN = "env/reward/<source>"
 """Stands for one metric per reward source; see `describe`."""
+NONE_PATTERN, COUNT_PATTERN = "env/reward_none/<source>", "env/reward_count/<source>/<event>"
+PATTERNS = (PATTERN, NONE_PATTERN, COUNT_PATTERN)
 
 M = Metric
 GROUPS: dict[str, tuple[Metric, ...]] = {
@@ -135,6 +137,12 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
         M(PATTERN, "Mean score of one reward source, before its weight, over the responses to which it applies.",
           "Sources rise together.",
           "One falls while another rises: they conflict; change their weights.", unit="reward"),
+        M(NONE_PATTERN, "Share of the responses to which one reward source does not apply; logged when there is one.",
+          "As many as the data lets expect.", "More: a column is missing in rows, or a judge's replies have no mark."),
+        M(COUNT_PATTERN, "How many responses of the iteration met with an event that one reward source counts: code that "
+          "failed, crashed, or ran out of time, replies without a mark, requests repeated, texts cut.",
+          "Falls, or stays at 0.", "Many timeouts or repeated requests: raise the source's limits, or look at its server.",
+          unit="responses"),
         M("ppo/mean_scores", "Mean score as the algorithm sees it: after penalty, scale, normalisation and clipping.",
           "Follows `env/reward_mean`.",
           "Flat while `env/reward_mean` moves: scores hit `algorithm.reward_clip`.", unit="reward"),
@@ -233,10 +241,11 @@ def describe(name: str) -> Metric | None:
     """What a logged name means; a reward source's own mean is described under its own name."""
     if name in METRICS:
         return METRICS[name]
-    prefix = PATTERN.partition("<")[0]
-    if not name.startswith(prefix) or name == prefix:
+    general = next(
+        (METRICS[p] for p in PATTERNS if (start := p.partition("<")[0]) != name and name.startswith(start)), None
+    )
+    if general is None:
         return None
-    general = METRICS[PATTERN]
     return Metric(name, general.meaning, general.healthy, general.outside, general.unit)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import torch
+
 from accord.algorithms import Metrics
 from accord.batch import TokenBatch
 from accord.data import EncodedPrompt
@@ -55,6 +57,9 @@ class Rollouts:
             "sampling/tokens_per_second": tokens / max(done.rollout_seconds, 1e-9),
             "sampling/lag": 0.0,
         }
+        # Every rank has the same sources, and a source always counts the same events.
+        for name, count in done.reward_counts.items():
+            metrics[f"env/reward_count/{name}"] = float(self.ranks.sum(torch.tensor(float(count))))
         return done.rollouts, metrics
 
     def record(self, items: Sequence[Rollout], batch: TokenBatch, iteration: int, folder: Path) -> None:
