@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from accord.algorithms.base import Denominators, Metrics, RoleUpdate
+from accord.algorithms.source_metrics import source_metrics
 from accord.batch import TokenBatch
 from accord.config import RolloutAlgorithm
 from accord.losses import kl_penalty
@@ -104,17 +105,7 @@ def rollout_metrics(
         "sampling/logprob_difference_max": float(difference_T.max()),
         "sampling/logprob_difference_mean": float(moments(difference_T, batch.target_mask_T, sum_over_ranks)[1]),
     }
-    rows = sum_over_ranks(torch.tensor(len(rollouts), dtype=torch.float64))
-    for label in rollouts[0].scores:
-        values = [rollout.scores[label] for rollout in rollouts]
-        applies = torch.tensor([value is not None for value in values])
-        known_N = torch.tensor([0.0 if value is None else value for value in values])
-        count, mean_known, _ = moments(known_N, applies, sum_over_ranks)
-        if count > 0:
-            metrics[f"env/reward/{label}"] = float(mean_known)
-        if count < rows:
-            metrics[f"env/reward_none/{label}"] = 1.0 - float(count / rows)
-    return metrics
+    return metrics | source_metrics(rollouts, sum_over_ranks)
 
 
 @dataclass(frozen=True)

@@ -173,15 +173,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """`/health`."""
-        self._answer(lambda: self._at("/health") or self.server.health())
+        self._answer("/health", self.server.health)
 
     def do_POST(self) -> None:
         """`/score`."""
-        self._answer(lambda: self._at("/score") or self.server.score(self._body()))
+        self._answer("/score", lambda: self.server.score(self._body()))
 
-    def _answer(self, act: Callable[[], Mapping[str, Any]]) -> None:
+    def _answer(self, path: str, act: Callable[[], Mapping[str, Any]]) -> None:
         self.server.enter(1)
         try:
+            self._check(path)
             status, content = 200, act()
         except _AnswerError as error:
             status, content = error.status, {"error": str(error)}
@@ -209,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
             if self.command == "POST":
                 self.server.count(failed=status != 200)
 
-    def _at(self, path: str) -> None:
+    def _check(self, path: str) -> None:
         if self.path.partition("?")[0].rstrip("/") != path:
             raise _AnswerError(404, f"there is nothing at {self.path}: POST /score and GET /health")
         key = self.server.key

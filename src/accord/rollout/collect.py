@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy
 from transformers import PreTrainedTokenizerBase
@@ -30,6 +30,12 @@ class Scores(Protocol):
     """Anything that sets the scores of rollouts, such as `MixedReward`."""
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Rollout]: ...
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """Scores that also count what happened, by `label/event`, since they were last asked."""
+
     def take_counts(self) -> dict[str, int]: ...
 
 
@@ -92,7 +98,7 @@ class Collector:
         counts: dict[str, int] = {}
         if self.rewards is not None:
             rollouts = self.rewards.score(rollouts)
-            counts = self.rewards.take_counts()
+            counts = self.rewards.take_counts() if isinstance(self.rewards, Counting) else {}
         return Collection(rollouts, sampled - started, time.perf_counter() - sampled, counts)
 
     def _rollout(self, prompt: TokenPrompt, group: int, completion: Completion) -> Rollout:
