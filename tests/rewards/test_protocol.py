@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from accord.errors import RewardError
-from accord.rewards.protocol import checked_scores, describe
+from accord.rewards.protocol import Counts, checked_scores, describe
 
 GOOD = [
     [1.5, None, -2],
@@ -69,3 +69,10 @@ def test_a_sample_is_described_shortly(rollouts) -> None:
     long = replace(rollouts[0], response_text="x" * 500)
     assert describe(7, rollouts[0]) == "sample 7 (prompt '2+2=', response '4')"
     assert len(describe(7, long)) < 130 and describe(7, long).endswith("…')")
+
+
+def test_counts_start_anew_when_they_are_taken() -> None:
+    counts = Counts("a", "b")
+    counts.add("a")
+    counts.add("a")
+    assert counts.take() == {"a": 2, "b": 0} and counts.take() == {"a": 0, "b": 0}

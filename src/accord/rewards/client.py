@@ -177,7 +177,7 @@ class HttpClient:
 
     def _refused(self, error: urllib.error.HTTPError, until: float) -> Exception:
         try:
-            said = self._short(_read(error, until))
+            said = self._short(_message(_read(error, until)))
         except (http.client.HTTPException, OSError, _PassingError):
             said = "(its text was lost)"
         text = f"HTTP {error.code} {error.reason}: {said}"
@@ -202,6 +202,16 @@ class HttpClient:
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
+
+
+def _message(raw: bytes) -> bytes:
+    """What an error's JSON says in the fields that servers use for it; all of it if there is no such field."""
+    try:
+        told = json.loads(raw)["error"]
+    except (ValueError, KeyError, TypeError):
+        return raw
+    told = told.get("message") if isinstance(told, dict) else told
+    return told.encode() if isinstance(told, str) else raw
 
 
 def _read(response: Any, until: float) -> bytes:
