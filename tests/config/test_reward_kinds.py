@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import yaml
 from pydantic import ValidationError
 
-from accord.config import GRPORecipe, JudgeConfig, RewardTerm, ServedRewards, build, dump
+from accord.config import GRPORecipe, JudgeConfig, RemoteConfig, RewardTerm, ServedRewards, build, dump
+from accord.config.base import sections_in
 from accord.config.reward import KINDS
 from accord.errors import ConfigError
 
@@ -134,3 +138,21 @@ def test_normalising_each_reward_leaves_no_sum_to_shape(algorithm, said):
     build(GRPORecipe, LEAST, {"algorithm": {"normalize_each": True}})
     with pytest.raises(ConfigError, match=f"normalises each reward by itself, and {said} would change their sum"):
         build(GRPORecipe, LEAST, {"algorithm": algorithm | {"normalize_each": True}})
+
+
+def test_the_page_tells_each_option_with_its_default():
+    page = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `([a-z]+\.[a-z_]+)` \| ([^|]+?) \|", page, re.MULTILINE))
+    shared = {
+        f"judge.{key}" for key in RemoteConfig.model_fields if key != "address"
+    }  # the page refers to `url` for these
+    for kind in (*SHORT, "judge"):
+        (section,) = sections_in(RewardTerm.model_fields[kind].annotation)
+        for key, field in section.model_fields.items():
+            if f"{kind}.{key}" in shared | {"judge.prompt"}:
+                continue
+            stated = told.pop(f"{kind}.{key}")
+            assert (stated == "required") == field.is_required(), (kind, key)
+            if not field.is_required():
+                assert yaml.safe_load(stated) == field.default, (kind, key)
+    assert set(told) == {"judge.prompt"}
