@@ -172,7 +172,7 @@ def test_there_is_no_network_even_around_the_guard(monkeypatch):
         alone = subprocess.run(
             [*isolation(), sys.executable, "-c", attempt], timeout=20, capture_output=True, check=False
         )
-        assert (alone.returncode != 0 and b"OSError" in alone.stderr) or b"Error" in alone.stderr
+        assert alone.returncode != 0 and b"Error" in alone.stderr
 
 
 def test_it_also_runs_where_there_is_no_unshare(monkeypatch):

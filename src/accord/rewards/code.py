@@ -70,8 +70,7 @@ class CodeReward:
     def score(self, rollouts: Sequence[Rollout]) -> list[float | None]:
         """One score for each rollout; see `RewardSource.score`."""
         jobs = [self._job(index, rollout) for index, rollout in enumerate(rollouts)]
-        workers = self.config.workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
-        with ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(self.config.workers or os.cpu_count()) as pool:
             outcomes = list(pool.map(lambda job: None if job is None else self._run(job), jobs))
         return checked_scores(self.label, [self._value(outcome) for outcome in outcomes], rollouts)
 

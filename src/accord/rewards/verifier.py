@@ -97,12 +97,15 @@ class Worker:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, start_new_session=True
         )
-        self._end = weakref.finalize(self, _kill, self._process)
+        self._end = weakref.finalize(self, _kill, self._process, self._errors)
         self._pending = b""
         answer = self._read(START_SECONDS)
         if answer != "ready":
+            self._process.kill()
+            self._process.wait()
             self._errors.seek(0)
             said = self._errors.read()[-2000:].decode(errors="replace").strip() or "it said nothing"
+            self._end()
             late = f" within {START_SECONDS:g} s" if answer == "killed" else ""
             raise RewardError(f"reward {label}: the process of math-verify did not start{late}: {said}")
 
@@ -116,7 +119,10 @@ class Worker:
         except BrokenPipeError:
             self._end()
             return "ended"
-        return self._read(timeout + GRACE_SECONDS)
+        verdict = self._read(timeout + GRACE_SECONDS)
+        if verdict in ("killed", "ended"):
+            self._end()
+        return verdict
 
     def _read(self, seconds: float) -> str:
         assert self._process.stdout is not None
@@ -125,21 +131,19 @@ class Worker:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             while b"\n" not in self._pending:
                 if not selector.select(max(0.0, deadline - time.monotonic())):
-                    self._end()
                     return "killed"
                 part = os.read(self._process.stdout.fileno(), 65536)
                 if not part:
-                    self._end()
                     return "ended"
                 self._pending += part
         line, _, self._pending = self._pending.partition(b"\n")
         return str(json.loads(line))
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
     process.kill()
     process.wait()
-    for stream in (process.stdin, process.stdout):
+    for stream in (process.stdin, process.stdout, errors):
         if stream is not None:
             with contextlib.suppress(BrokenPipeError):  # what was left to write has no reader
                 stream.close()
