@@ -149,7 +149,9 @@ def test_what_is_under_way_is_finished_at_the_end():
     with running(slow) as server:
         thread = threading.Thread(target=lambda: answers.append(ask(server, ONE)))
         thread.start()
-        time.sleep(0.15)
+        while not server._active:
+            time.sleep(0.01)
+    assert server._active == 0, "`close` waits"
     thread.join()
     assert answers == [(200, {"scores": [2.0]})]
 
