@@ -67,6 +67,7 @@ def test_metrics_by_hand():
             "sampling/logprob_difference_mean": 0.25 / 3,
             "env/reward/a": 3.0,
             "env/reward/b": 3.0,  # of the one it applies to
+            "env/reward_none/b": 0.5,
         },
         rel=1e-6,
     )

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from accord.batch import TokenBatch
-from accord.ops.advantages import gae, group_relative, leave_one_out, returns_to_go, spread_over_tokens
+from accord.ops.advantages import (
+    decoupled,
+    gae,
+    group_relative,
+    leave_one_out,
+    returns_to_go,
+    spread_over_tokens,
+)
 
 
 def test_leave_one_out_by_hand():
@@ -66,3 +73,74 @@ def test_returns_to_go_are_sums_of_what_follows():
 def test_spreading_reaches_targets_alone():
     batch = TokenBatch.from_sequences([[1, 2], [3, 4, 5]], [[False, True], [False, False, True]])
     assert spread_over_tokens(torch.tensor([2.0, 3.0]), batch).tolist() == [0.0, 2.0, 0.0, 0.0, 3.0]
+
+
+def each(scores, groups, weights=None, applies=None):
+    scores = torch.tensor(scores)
+    applies = torch.ones_like(scores, dtype=torch.bool) if applies is None else torch.tensor(applies)
+    return decoupled(scores, applies, torch.tensor(weights or [1.0] * len(scores)), torch.tensor(groups))
+
+
+def test_decoupled_by_hand():
+    # rewards 0, 0, 1 and 0, 2, 2 of one group of three.
+    # first: mean 1/3, deviation 1/sqrt(3): -0.5774, -0.5774, 1.1547.
+    # second: mean 4/3, deviation 2/sqrt(3): -1.1547, 0.5774, 0.5774
+    # sums -1.7321, 0, 1.7321: mean 0, deviation sqrt(3): -1, 0, 1
+    assert each([[0.0, 0.0, 1.0], [0.0, 2.0, 2.0]], [0, 0, 0]).tolist() == pytest.approx([-1.0, 0.0, 1.0], abs=5e-4)
+    # weights 1 and 3: -0.5774 - 3.4641, -0.5774 + 1.7321, 1.1547 + 1.7321 = -4.0415, 1.1547, 2.8868; deviation sqrt(13)
+    weighted = each([[0.0, 0.0, 1.0], [0.0, 2.0, 2.0]], [0, 0, 0], [1.0, 3.0])
+    assert weighted.tolist() == pytest.approx([-1.1209, 0.3203, 0.8006], abs=5e-4)
+
+
+def test_decoupled_tells_apart_what_a_sum_does_not():
+    """The point of the paper (section 3): with two answers each, (0, 1) and (0, 2) get the same advantages from a sum."""
+    scores, groups = [[0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0]], [0, 0, 1, 1]
+    together = group_relative(torch.tensor(scores).sum(0), torch.tensor(groups))
+    assert together[1] == pytest.approx(float(together[3]), abs=1e-3)
+    apart = each(scores, groups)
+    assert apart[3] > 1.5 * apart[1] > 0
+
+
+def test_no_reward_drowns_another():
+    scores, groups = torch.randn(2, 12, generator=torch.Generator().manual_seed(0)), [0] * 6 + [1] * 6
+    louder = scores * torch.tensor([[1.0], [1000.0]]) + 50
+    assert torch.allclose(each(scores.tolist(), groups), each(louder.tolist(), groups), atol=2e-3)
+
+
+def test_decoupled_equals_a_loop_where_rewards_do_not_apply_to_all():
+    generator = torch.Generator().manual_seed(2)
+    scores, weights = torch.randn(3, 20, generator=generator) * 4 + 7, [0.5, -1.0, 2.0]
+    groups = torch.arange(5).repeat_interleave(4).tolist()
+    applies = torch.rand(3, 20, generator=generator) < 0.6
+    sums = [0.0] * 20
+    for r, weight in enumerate(weights):
+        for i in range(20):
+            if applies[r, i]:
+                members = [float(scores[r, j]) for j in range(20) if groups[j] == groups[i] and applies[r, j]]
+                deviation = statistics.stdev(members) if len(members) > 1 else 0.0
+                sums[i] += weight * (float(scores[r, i]) - statistics.mean(members)) / (deviation + 1e-4)
+    mean, deviation = statistics.mean(sums), statistics.stdev(sums)
+    expected = [(value - mean) / (deviation + 1e-4) for value in sums]
+    unread = scores.masked_fill(~applies, 1e9)
+    actual = each(unread.tolist(), groups, weights, applies.tolist())
+    assert actual.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+def test_decoupled_over_two_ranks_is_that_of_one():
+    generator = torch.Generator().manual_seed(3)
+    scores, groups = torch.randn(2, 8, generator=generator), torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    ones, weights = torch.ones(2, 8, dtype=torch.bool), torch.tensor([1.0, 1.0])
+    whole = decoupled(scores, ones, weights, groups)
+    summed = [
+        sum(float(w) * group_relative(s[half], groups[half]) for s, w in zip(scores, weights, strict=True))
+        for half in (slice(0, 4), slice(4, 8))
+    ]  # what each rank has before it talks to the other
+    both = torch.cat(summed).double()
+    replies = iter([torch.tensor(8.0).double(), both.sum(), (both - both.mean()).square().sum()])
+    first = decoupled(scores[:, :4], ones[:, :4], weights, groups[:4], lambda mine: next(replies))
+    assert torch.allclose(first, whole[:4], atol=1e-6)
+
+
+def test_a_reward_that_applies_to_nobody_adds_nothing():
+    both = each([[0.0, 1.0], [9.0, 9.0]], [0, 0], applies=[[True, True], [False, False]])
+    assert torch.equal(both, each([[0.0, 1.0]], [0, 0]))

@@ -103,7 +103,7 @@ def test_model_reward_as_its_own_model_gives_what_the_library_gives(
             seen.extend(scored := super().score(rollouts))
             return scored
 
-    monkeypatch.setattr("accord.recipes.rollouts.MixedReward", Recording)
+    monkeypatch.setattr("accord.recipes.rewards.MixedReward", Recording)
     check(run("ppo", base, tmp_path, {"reward": str(reward_classifier)}))
     model = AutoModelForSequenceClassification.from_pretrained(reward_classifier).eval()
     model.config.pad_token_id = AutoTokenizer.from_pretrained(reward_classifier).pad_token_id

@@ -79,6 +79,37 @@ def test_an_async_function_is_awaited_also_inside_a_running_loop(rollouts) -> No
             call()
 
 
+def test_an_async_function_has_a_deadline_also_inside_a_running_loop(rollouts) -> None:
+    ended = []
+
+    async def waits(prompts, responses):
+        try:
+            await asyncio.sleep(30)
+        finally:
+            ended.append("cancelled")
+
+    reward = FunctionReward(waits, "waits", timeout=0.05)
+    said = r"reward waits did not return within 0.05 s .* 3 responses, the first: sample 0 \(prompt '2\+2='"
+    with pytest.raises(RewardError, match=said):
+        reward.score(rollouts)
+
+    async def notebook():
+        return reward.score(rollouts)
+
+    with pytest.raises(RewardError, match=said):
+        asyncio.run(notebook())
+    assert ended == ["cancelled"] * 2
+
+
+def test_a_deadline_of_the_function_s_own_is_an_error_of_its_own(rollouts) -> None:
+    async def gives_up(prompts, responses):
+        async with asyncio.timeout(0.01):
+            await asyncio.sleep(30)
+
+    with pytest.raises(RewardError, match=r"reward gives_up raised TimeoutError.*\n  at .*test_function.py:\d+"):
+        FunctionReward(gives_up, "gives_up", timeout=20).score(rollouts)
+
+
 def line_of(text: str) -> int:
     lines = Path(__file__).read_text(encoding="utf-8").splitlines()
     return next(n for n, line in enumerate(lines, 1) if line.strip() == text)

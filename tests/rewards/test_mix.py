@@ -49,3 +49,18 @@ def test_a_watched_source_alone_is_no_score(rollouts) -> None:
     mixed = MixedReward([(Fixed("a", [1.0, None, 3.0]), 1.0), (Fixed("watched", [5.0, 6.0, 7.0]), 0.0)])
     with pytest.raises(RewardError, match="no reward applies to sample 1"):
         mixed.score(rollouts)
+
+
+def test_counts_of_the_sources_that_count(rollouts) -> None:
+    @dataclass
+    class Counting(Fixed):
+        def take_counts(self) -> dict[str, int]:
+            return {"timeout": 2, "failed": 0}
+
+    mixed = MixedReward([(Fixed("a", [1.0] * 3), 1.0), (Counting("code", [0.0] * 3), 1.0)])
+    assert mixed.take_counts() == {"code/timeout": 2, "code/failed": 0}
+
+
+def test_a_server_may_say_that_nothing_applies(rollouts) -> None:
+    mixed = MixedReward([(Fixed("a", [1.0, None, 3.0]), 2.0)])
+    assert [r.score for r in mixed.score_known(rollouts)] == [2.0, None, 6.0]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from accord.errors import RewardError
-from accord.rewards.protocol import checked_rewards, checked_scores, describe, with_scores
+from accord.rewards.protocol import Counts, checked_rewards, checked_scores, describe, with_scores
 from accord.types import Rollout
 
 GOOD = [
@@ -109,3 +109,10 @@ def test_sums_of_several_sources_by_hand():
     assert with_scores(answer(2), {"b": None, "d": 1.0}, {"b": 1.0, "d": 0.0}).score is None
     with pytest.raises(ValueError, match="has no score yet"):
         _ = answer(2).total_score
+
+
+def test_counts_start_anew_when_they_are_taken() -> None:
+    counts = Counts("a", "b")
+    counts.add("a")
+    counts.add("a")
+    assert counts.take() == {"a": 2, "b": 0} and counts.take() == {"a": 0, "b": 0}

@@ -36,6 +36,9 @@ def test_describe_resolves_sources_and_nothing_else() -> None:
     assert (metric.name, metric.meaning) == ("env/reward/brevity", METRICS[PATTERN].meaning)
     assert describe("objective/kl") is METRICS["objective/kl"]
     assert describe("env/reward/") is None
+    assert describe("env/reward_none/math").meaning == METRICS["env/reward_none/<source>"].meaning
+    assert describe("env/reward_count/code/timeout").meaning == METRICS["env/reward_count/<source>/<event>"].meaning
+    assert describe("env/reward_none/") is None is describe("env/reward_other/x")
     assert describe("objective/kL") is None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,7 +15,7 @@ from accord.config import GRPOConfig
 from accord.losses import grpo, token_weights
 from accord.model.forward import Outputs
 from accord.model.scorer import Scorer
-from accord.ops.advantages import group_relative, spread_over_tokens
+from accord.ops.advantages import decoupled, group_relative, spread_over_tokens
 from accord.ops.masking import sum_per_sequence
 from accord.ops.statistics import SumOverRanks, one_rank
 from accord.types import Rollout
@@ -26,6 +26,7 @@ class GRPO(FromRollouts):
 
     Args:
         longest: greatest length of a response (`rollout.max_new_tokens`).
+        weights: of the reward sources by label, for `normalize_each`.
     """
 
     def __init__(
@@ -34,17 +35,21 @@ class GRPO(FromRollouts):
         temperature: float = 1.0,
         longest: int = 1,
         sum_over_ranks: SumOverRanks = one_rank,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(config, temperature, sum_over_ranks)
-        self.config, self.longest = config, longest
+        self.config, self.longest, self.weights = config, longest, dict(weights or {})
 
     def prepare(self, items: Sequence[Rollout], scorer: Scorer) -> tuple[TokenBatch, Metrics]:
         """Advantages of whole responses relative to their group, at each of their tokens."""
         scored = self.score_rollouts([self._with_length_penalty(rollout) for rollout in items], scorer)
         batch = scored.batch
         assert batch.group_N is not None
-        rewards_N = sum_per_sequence(scored.rewards_T, batch)
-        advantages_N = group_relative(rewards_N, batch.group_N, self.config.scale, self.sum_over_ranks)
+        if self.config.normalize_each:
+            advantages_N = self._each_by_itself(items, batch.group_N)
+        else:
+            rewards_N = sum_per_sequence(scored.rewards_T, batch)
+            advantages_N = group_relative(rewards_N, batch.group_N, self.config.scale, self.sum_over_ranks)
         metrics = scored.metrics | {
             "ppo/advantages/mean": self.mean(advantages_N),
             "ppo/advantages/std": self.mean(advantages_N.square()) ** 0.5,
@@ -54,6 +59,18 @@ class GRPO(FromRollouts):
             finished_N = torch.tensor([rollout.finish_reason == "stop" for rollout in items])
             advantages_N = advantages_N.masked_fill(~finished_N, 0.0)
         return batch.with_streams(advantages_T=spread_over_tokens(advantages_N, batch)), metrics
+
+    def _each_by_itself(self, items: Sequence[Rollout], group_N: Tensor) -> Tensor:
+        """Advantages from the sources' own scores; a source of weight 0 is only watched."""
+        weights = {label: weight for label, weight in self.weights.items() if weight != 0}
+        values = [[rollout.scores[label] for rollout in items] for label in weights]
+        return decoupled(
+            torch.tensor([[0.0 if value is None else value for value in row] for row in values]),
+            torch.tensor([[value is not None for value in row] for row in values]),
+            torch.tensor(list(weights.values())),
+            group_N,
+            self.sum_over_ranks,
+        )
 
     def _with_length_penalty(self, rollout: Rollout) -> Rollout:
         """DAPO's soft overlong punishment: from 0 where the last `overlong` tokens begin to -1 at the limit."""

@@ -12,11 +12,13 @@ from accord.types import Rollout
 
 
 def source_metrics(rollouts: Sequence[Rollout], sum_over_ranks: SumOverRanks = one_rank) -> dict[str, float]:
-    """For each source the mean of what it said, and for an ensemble the members' means and the mean spread between them.
+    """For each source the mean of what it said; for an ensemble the members' means and the mean spread between them; and the
+    share of the responses to which a source does not apply, if there are any.
 
     A source that applies to none has no mean: 0 would be a number that nobody measured.
     """
     metrics = {}
+    responses = float(sum_over_ranks(torch.tensor(len(rollouts), dtype=torch.float64)))
     for label in rollouts[0].scores:
         values = [rollout.scores[label] for rollout in rollouts]
         applies = torch.tensor([value is not None for value in values])
@@ -25,4 +27,6 @@ def source_metrics(rollouts: Sequence[Rollout], sum_over_ranks: SumOverRanks = o
         if count > 0:
             source, _, detail = label.rpartition("/")
             metrics[f"env/reward_spread/{source}" if detail == SPREAD else f"env/reward/{label}"] = float(mean)
+        if count < responses:
+            metrics[f"env/reward_none/{label}"] = 1.0 - float(count) / responses
     return metrics

@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("accord.cli.chat", "talk to a model in the terminal"),
     "merge": ("accord.cli.merge", "fold an adapter into its base"),
     "data": ("accord.cli.data", "check a file of feedback before you train on it; make one of a Stack Exchange dump"),
+    "serve-reward": ("accord.cli.serve_reward", "rewards over HTTP, for policies of any tokenizer"),
     "report": ("accord.cli.report", "make a run's report.html again"),
 }
 """Command -> the module that runs it, and one line of help."""
@@ -44,9 +45,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 GROUPS = {
     "Start here": ("quickstart",),
     "Train": tuple(name for name, (module, _) in COMMANDS.items() if module == "accord.cli.train"),
-    "Use": ("generate", "merge"),
-    "Train": ("sft", "reward", "ppo", "rloo", "grpo", "reinforce"),
-    "Use": ("generate", "chat", "merge"),
+    "Use": ("generate", "chat", "serve-reward", "merge"),
     "Look": ("data", "report"),
 }
 
@@ -89,7 +88,7 @@ def overview() -> str:
         "usage: accord COMMAND [RECIPE.yaml] [--section.key VALUE ...]",
     ]
     for title, names in GROUPS.items():
-        lines += ["", title] + [f"  {name:<12}{COMMANDS[name][1]}" for name in names]
+        lines += ["", title] + [f"  {name:<14}{COMMANDS[name][1]}" for name in names]
     lines += ["", "`accord COMMAND --help` lists every option with its default.", "First time: accord quickstart"]
     return "\n".join(lines)
 

@@ -88,21 +88,20 @@ def _data_lines(recipe: Recipe) -> list[str]:
 
     paths = [recipe.data.path, *([recipe.data.eval_path] if recipe.data.eval_path else [])]
     loaded = [read_records(recipe.data, path, recipe.rows_become) for path in paths]
+    if isinstance(recipe, RolloutRecipe):
+        from accord.recipes.rewards import check_columns
+
+        check_columns(recipe.reward, (record.columns for record in loaded[0].records))
     ptx = getattr(recipe, "ptx", None)
     loaded += [] if ptx is None else [read_records(ptx.data, want=Example)]
     return [f"{one.path}: {len(set(one.origins))} of {one.rows} rows can be used ({one.format})" for one in loaded]
 
 
 def _check_rewards(command: str, recipe: RolloutRecipe) -> None:
-    from accord.model.loading import locate
-    from accord.rewards.function import load_function
+    from accord.recipes.rewards import open_light
 
     if not recipe.reward and recipe.needs_reward:
         raise ConfigError(
             f"{command} needs a `reward`: --reward rewards.py:FUNCTION, or --reward PATH of a reward model"
         )
-    for term in recipe.reward:
-        for path in term.paths:
-            locate(path)
-        if term.function is not None:
-            load_function(term.function)
+    open_light(recipe.reward)

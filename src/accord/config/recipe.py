@@ -10,7 +10,7 @@ from accord.config.algorithm import AlgorithmConfig, PTXConfig, RolloutAlgorithm
 from accord.config.base import Section
 from accord.config.data import DataConfig
 from accord.config.model import LoraConfig, ModelConfig, ReferenceConfig
-from accord.config.reward import RewardTerm
+from accord.config.reward import RewardTerm, refuse_same_labels
 from accord.config.rollout import RolloutConfig
 from accord.config.train import ExampleTrain, PlacementConfig, RolloutTrain, TrainConfig
 from accord.types import Prompt, Record
@@ -125,10 +125,7 @@ class RolloutRecipe(Recipe):
                 "reference.source: shared_layers is for full fine-tuning (adapter: null); with an adapter policy and reference "
                 "share the whole base already"
             )
-        labels = [term.label for term in self.reward]
-        twice = sorted({label for label in labels if labels.count(label) > 1})
-        if twice:
-            raise ValueError(f"two rewards are called {', '.join(twice)}; give each a `name` of its own")
+        refuse_same_labels(self.reward)
         if self.train.batch_size % self.rollout.samples:
             raise ValueError(
                 f"train.batch_size ({self.train.batch_size}) counts responses, so it must be a multiple of "

@@ -91,6 +91,41 @@ def group_relative(
     raise ValueError(f"unknown scale {scale!r}: group, batch, none")
 
 
+def decoupled(
+    scores_RN: Tensor,
+    applies_RN: Tensor,
+    weights_R: Tensor,
+    group_N: Tensor,
+    sum_over_ranks: SumOverRanks = one_rank,
+) -> Tensor:
+    """Several rewards, each relative to its own group, then added up and normalised over the batch (GDPO, arXiv:2601.05242,
+    section 3).
+
+    a_ri = (s_ri - mean_r(group)) / (std_r(group) + 1e-4);  a_i = sum_r w_r a_ri;  A_i = (a_i - mean(a)) / (std(a) + 1e-4)
+
+    Standard deviations are of n - 1, as in TRL's and the authors' code. A reward that does not apply to a response is left out
+    of its group's mean and deviation, and adds 0 to its a_i: neither better nor worse than the others.
+
+    Args:
+        scores_RN: one row a reward source; float [R, N]. Values where it does not apply are not read.
+        applies_RN: whether the source says something about the response; bool [R, N].
+        weights_R: of the sources, float [R].
+        group_N: responses with the same number answer the same prompt; int64 [N]. A group is on one rank.
+        sum_over_ranks: for mean and deviation over the batch.
+
+    Returns:
+        float32 [N].
+    """
+    summed_N = torch.zeros(group_N.shape[0], dtype=torch.float64)
+    for scores_N, applies_N, weight in zip(scores_RN, applies_RN, weights_R.tolist(), strict=True):
+        if applies_N.any():
+            known = group_relative(scores_N[applies_N], group_N[applies_N])
+            summed_N[applies_N] += weight * known.double()
+    everything = torch.ones_like(summed_N, dtype=torch.bool)
+    count, mean, variance = moments(summed_N, everything, sum_over_ranks)
+    return ((summed_N - mean) / ((variance * count / (count - 1).clamp(min=1)).sqrt() + 1e-4)).float()
+
+
 def _groups(scores_N: Tensor, group_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For each response the size, mean and sum of squared distances of its group: float32 [N] each."""
     _, member_N = torch.unique(group_N, return_inverse=True)

@@ -83,7 +83,8 @@ def check_tokenizer(path: str, roles: Roles) -> None:
     if load_tokenizer(config, location).get_vocab() != roles.tokenizer.get_vocab():
         raise ModelError(
             f"{path} has another tokenizer than the policy {roles.config.path}; it would read other words. Take one that was "
-            "trained on the policy's base; a reward model can also be wrapped in a reward function that takes text"
+            "trained on the policy's base; a reward model can also read text with its own tokenizer, as `classifier` or "
+            "behind `accord serve-reward`"
         )
 
 

@@ -10,13 +10,13 @@ from pydantic import model_validator
 
 from accord.config import LoraConfig, ModelConfig, PlacementConfig, ReferenceConfig, RewardTerm, build
 from accord.config.base import Section
+from accord.config.reward import refuse_same_labels
 from accord.data import EncodedPrompt, Encoder
 from accord.errors import ConfigError
 from accord.model.device import choose_device
 from accord.model.scorer import Scorer
 from accord.recipes.build import check_context, open_model
-from accord.recipes.reward_models import score_facts
-from accord.recipes.rollouts import add_rewards, load_functions, mix_rewards
+from accord.recipes.rewards import add_rewards, mixed, open_light
 from accord.rollout.collect import Collector
 from accord.rollout.native import NativeEngine
 from accord.rollout.protocol import Progress, Sampling
@@ -63,10 +63,7 @@ class _Rewards(Section):
 
     @model_validator(mode="after")
     def _labels_differ(self) -> Self:
-        labels = [term.label for term in self.reward]
-        twice = sorted({label for label in labels if labels.count(label) > 1})
-        if twice:
-            raise ValueError(f"two rewards are called {', '.join(twice)}; give each a `name` of its own")
+        refuse_same_labels(self.reward)
         return self
 
 
@@ -104,12 +101,11 @@ def generate(
     terms = build(_Rewards, {"reward": list(rewards)}).reward
     if best_of is not None:
         options = _with_samples(options, best_of, terms)
-    functions = load_functions(terms)  # before any weights
-    facts = {term.label: score_facts(term) for term in terms if term.paths}
+    light = open_light(terms)  # before any weights
     roles, encoder = open_model(model, LoraConfig(), choose_device(placement or PlacementConfig()))
     roles.add_reference(ReferenceConfig())  # the frozen model as it was saved: base, or base with its adapter
     add_rewards(terms, roles)
-    scores = mix_rewards(terms, functions, facts, Scorer(roles, SCORED_TOKENS)) if terms else None
+    scores = mixed(terms, light, Scorer(roles, SCORED_TOKENS), roles.device) if terms else None
     sampling = Sampling(
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,

@@ -18,4 +18,5 @@ def build(recipe: GRPORecipe) -> Parts:
 
 def make_algorithm(recipe: GRPORecipe, sum_over_ranks: SumOverRanks = one_rank) -> GRPO:
     """The recipe's algorithm section as the algorithm."""
-    return GRPO(recipe.algorithm, recipe.rollout.temperature, recipe.rollout.max_new_tokens, sum_over_ranks)
+    weights = {term.label: term.weight for term in recipe.reward}
+    return GRPO(recipe.algorithm, recipe.rollout.temperature, recipe.rollout.max_new_tokens, sum_over_ranks, weights)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from accord.algorithms import Algorithm
-from accord.config import DataConfig, PolicyGradient, RewardTerm, RolloutRecipe
+from accord.config import DataConfig, PolicyGradient, RolloutRecipe
 from accord.data import Encoded, EncodedPrompt, Encoder, Loaded, encode_examples, encode_prompts
 from accord.errors import ConfigError
 from accord.model.critic import saved_critic
 from accord.model.export import save_policy_and_critic
 from accord.model.roles import Roles
-from accord.model.score_facts import ScoreFacts
 from accord.model.scorer import Scorer
 from accord.ops.statistics import SumOverRanks
 from accord.recipes.build import check_context, check_tokenizer, load_split, model_facts, read_rows, start
-from accord.recipes.reward_models import model_source, score_facts
-from accord.rewards import FunctionReward, MixedReward, RewardSource
-from accord.rewards.function import load_function
+from accord.recipes.rewards import add_rewards, check_columns, mixed, open_light
+from accord.rewards import MixedReward
 from accord.rollout.collect import Collector
 from accord.rollout.native import NativeEngine
 from accord.rollout.protocol import Sampling
@@ -49,17 +46,17 @@ def build_rollouts(
     if not recipe.reward and recipe.needs_reward:
         raise ConfigError(f"{kind} needs a `reward`: --reward rewards.py:FUNCTION, or --reward PATH of a reward model")
     check_critic(recipe)
-    functions = load_functions(recipe.reward)  # before any weights
-    facts = {term.label: score_facts(term) for term in recipe.reward if term.paths}
+    light = open_light(recipe.reward)  # before any weights
     roles, encoder, ranks = start(recipe)
     _check_ranks(recipe, ranks)
     scorer = add_roles(recipe, roles)
-    rewards = mix_rewards(recipe.reward, functions, facts, scorer)
+    rewards = mixed(recipe.reward, light, scorer, roles.device)
 
     def encode(loaded: Loaded, config: DataConfig) -> Encoded[EncodedPrompt]:
         return encode_prompts(loaded, encoder, recipe.prompt_limit, config.too_long, config.on_bad_row)
 
     split = load_split(recipe, encode)
+    check_columns(recipe.reward, (prompt.columns for prompt in split.train))
     rollout = recipe.rollout
     longest = max(len(prompt.ids) for prompt in split.train) + rollout.max_new_tokens
     check_context(roles, longest, "data.max_prompt_tokens or rollout.max_new_tokens")
@@ -152,40 +149,6 @@ def add_roles(recipe: RolloutRecipe, roles: Roles) -> Scorer:
     if critic is not None:
         roles.add_critic(critic)
     return Scorer(roles, recipe.train.micro_batch_tokens, recipe.rollout.temperature)
-
-
-def add_rewards(terms: Sequence[RewardTerm], roles: Roles) -> None:
-    """The reward models among the terms as roles; an adapter on the roles' base shares it."""
-    for term in terms:
-        for path, role in zip(term.paths, term.roles, strict=True):
-            check_tokenizer(path, roles)
-            roles.add_reward(path, role, stepwise=term.process is not None)
-
-
-def load_functions(terms: Sequence[RewardTerm]) -> dict[str, Callable[..., Any]]:
-    """The reward functions among the terms, by label."""
-    return {term.label: load_function(term.function) for term in terms if term.function}
-
-
-def mix_rewards(
-    terms: Sequence[RewardTerm],
-    functions: Mapping[str, Callable[..., Any]],
-    facts: Mapping[str, Sequence[ScoreFacts]],
-    scorer: Scorer,
-) -> MixedReward:
-    """The weighted sum of the terms; models among them are roles already, see `add_rewards`."""
-    return MixedReward([(_reward(term, functions, facts, scorer), term.weight) for term in terms])
-
-
-def _reward(
-    term: RewardTerm,
-    functions: Mapping[str, Callable[..., Any]],
-    facts: Mapping[str, Sequence[ScoreFacts]],
-    scorer: Scorer,
-) -> RewardSource:
-    if term.paths:
-        return model_source(term, facts[term.label], scorer)
-    return FunctionReward(functions[term.label], term.label)
 
 
 def make_sampling(recipe: RolloutRecipe, stop_ids: frozenset[int]) -> Sampling:

@@ -24,11 +24,17 @@ class FunctionReward:
     `columns` are those of the data's rows, each a list as long as `prompts`; a function that does not name them, and takes no
     `**columns`, gets only those it names. One that names `response_ids` gets the token ids of each response, and may give a list
     with a score for each token instead of a number.
+
+    Args:
+        function: the function.
+        label: its name in metrics and errors.
+        timeout: seconds that one call of an async function may take. A plain function cannot be interrupted.
     """
 
-    def __init__(self, function: Callable[..., Any], label: str) -> None:
+    def __init__(self, function: Callable[..., Any], label: str, timeout: float = 600.0) -> None:
         self.function = function
         self.label = label
+        self.timeout = timeout
         self._names = _accepted_columns(function, label)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
@@ -46,7 +52,13 @@ class FunctionReward:
                 columns["response_ids"] = [rollout.response_ids for rollout in rollouts]
             scores = self.function(prompts=prompts, responses=responses, **columns)
             if inspect.iscoroutine(scores):
-                scores = _finish(scores)
+                scores = _finish(_within(scores, self.timeout))
+        except _LateError:
+            raise RewardError(
+                f"reward {self.label} did not return within {self.timeout:g} s (`timeout` of this reward), asked for "
+                f"{len(rollouts)} responses, the first: {describe(0, rollouts[0])}. What it waits for may be down; give each "
+                "request in it a deadline of its own"
+            ) from None
         except Exception as error:  # the user's to read, with the place it came from
             file = getattr(getattr(inspect.unwrap(self.function), "__code__", None), "co_filename", None)
             raise RewardError(
@@ -54,6 +66,20 @@ class FunctionReward:
                 f"  on {len(rollouts)} responses, the first: {describe(0, rollouts[0])}"
             ) from error
         return checked_rewards(self.label, scores, rollouts)
+
+
+class _LateError(Exception):
+    """The deadline that Accord set has passed; a TimeoutError would also be what the function raises itself."""
+
+
+async def _within(coroutine: Coroutine[Any, Any, Any], seconds: float) -> Any:
+    try:
+        async with asyncio.timeout(seconds) as scope:
+            return await coroutine
+    except TimeoutError:
+        if scope.expired():
+            raise _LateError from None
+        raise
 
 
 def _finish(coroutine: Coroutine[Any, Any, Any]) -> Any:

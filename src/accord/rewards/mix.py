@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from accord.errors import RewardError
-from accord.rewards.protocol import RewardSource, describe, with_scores
+from accord.rewards.protocol import CountingSource, RewardSource, describe, with_scores
 from accord.types import Rollout
 
 
@@ -31,19 +31,34 @@ class MixedReward:
         Raises:
             RewardError: a source failed, or no source applies to a response.
         """
+        scored = self.score_known(rollouts)
+        for index, rollout in enumerate(scored):
+            if rollout.score is None:
+                raise RewardError(
+                    f"no reward applies to {describe(index, rollout)}: each of {self.labels} returned None"
+                )
+        return scored
+
+    def score_known(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """The same, with `None` as the score of a response to which no source applies.
+
+        Raises:
+            RewardError: a source failed.
+        """
         columns = [source.score(rollouts) for source, _ in self.sources]
         weights = {source.label: weight for source, weight in self.sources}
         scored = []
         for index, rollout in enumerate(rollouts):
             values = {source.label: column[index] for (source, _), column in zip(self.sources, columns, strict=True)}
             found = with_scores(rollout, values, weights)
-            if found.score is None:
-                raise RewardError(
-                    f"no reward applies to {describe(index, rollout)}: each of {self.labels} returned None"
-                )
             told: dict[str, float | None] = {}
             for source, _ in self.sources:
                 details: Mapping[str, Sequence[float | None]] = getattr(source, "details", {})
                 told |= {f"{source.label}/{name}": column[index] for name, column in details.items()}
             scored.append(replace(found, scores={**found.scores, **told}))
         return scored
+
+    def take_counts(self) -> dict[str, int]:
+        """What the sources counted since they were last asked, by `label/event`."""
+        counting = [source for source, _ in self.sources if isinstance(source, CountingSource)]
+        return {f"{s.label}/{event}": count for s in counting for event, count in s.take_counts().items()}

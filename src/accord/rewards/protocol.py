@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
-from typing import Any, Protocol, TypeAlias
+from threading import Lock
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from accord.errors import RewardError
 from accord.types import Rollout
@@ -28,6 +29,37 @@ class RewardSource(Protocol):
             RewardError: the source failed. A failure is never turned into a score.
         """
         ...
+
+
+@runtime_checkable
+class CountingSource(Protocol):
+    """A source that counts what it met with, such as code that ran out of time."""
+
+    label: str
+
+    def take_counts(self) -> dict[str, int]:
+        """Events since it was last asked, always the same names; 0 for what did not happen."""
+        ...
+
+
+class Counts:
+    """Events by name, each from 0; may be counted from several threads."""
+
+    def __init__(self, *names: str) -> None:
+        self._lock = Lock()
+        self._counts = dict.fromkeys(names, 0)
+
+    def add(self, name: str) -> None:
+        """One more."""
+        with self._lock:
+            self._counts[name] += 1
+
+    def take(self) -> dict[str, int]:
+        """What was counted since it was last asked."""
+        with self._lock:
+            taken = dict(self._counts)
+            self._counts = dict.fromkeys(taken, 0)
+        return taken
 
 
 def checked_scores(source: str, scores: Any, rollouts: Sequence[Rollout]) -> list[float | None]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
 
 import numpy
 from transformers import PreTrainedTokenizerBase
@@ -32,6 +32,13 @@ class Scores(Protocol):
     def score(self, rollouts: Sequence[Rollout]) -> list[Rollout]: ...
 
 
+@runtime_checkable
+class Counting(Protocol):
+    """Scores that also count what happened, by `label/event`, since they were last asked."""
+
+    def take_counts(self) -> dict[str, int]: ...
+
+
 @dataclass(frozen=True)
 class Collection:
     """Scored rollouts, and how long each part took (seconds)."""
@@ -39,6 +46,8 @@ class Collection:
     rollouts: list[Rollout]
     rollout_seconds: float
     reward_seconds: float
+    reward_counts: Mapping[str, int] = field(default_factory=dict)
+    """What the reward sources counted, by `label/event`."""
 
 
 class Collector:
@@ -95,13 +104,15 @@ class Collector:
         rollouts = [self._rollout(prompt, n, done) for (n, prompt, _), done in zip(places, completions, strict=True)]
         likeliest = self._greedy(numbered) if self.greedy else []
         sampled = time.perf_counter()
+        counts: dict[str, int] = {}
         if self.rewards is not None:
             scored = self.rewards.score([*rollouts, *likeliest])
             rollouts, likeliest = scored[: len(rollouts)], scored[len(rollouts) :]
+            counts = self.rewards.take_counts() if isinstance(self.rewards, Counting) else {}
         if likeliest:
             of_prompt = {rollout.group: rollout for rollout in likeliest}
             rollouts = [replace(rollout, greedy=of_prompt[rollout.group]) for rollout in rollouts]
-        return Collection(rollouts, sampled - started, time.perf_counter() - sampled)
+        return Collection(rollouts, sampled - started, time.perf_counter() - sampled, counts)
 
     def _generate(
         self, requests: Sequence[Request], sampling: Sampling, progress: Progress | None

@@ -40,6 +40,9 @@ PATTERN = "env/reward/<source>"
 """Stands for one metric per reward source, and per member of an ensemble; see `describe`."""
 SPREAD_PATTERN = "env/reward_spread/<source>"
 """Stands for one metric per ensemble."""
+"""Stands for one metric per reward source; see `describe`."""
+NONE_PATTERN, COUNT_PATTERN = "env/reward_none/<source>", "env/reward_count/<source>/<event>"
+PATTERNS = (PATTERN, NONE_PATTERN, COUNT_PATTERN)
 
 M = Metric
 GROUPS: dict[str, tuple[Metric, ...]] = {
@@ -180,6 +183,12 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
         M(SPREAD_PATTERN, "Standard deviation between the members of an ensemble of reward models, mean over the responses.",
           "Steady.", "Grows: the policy goes where the reward models disagree; use `combine: min` or `uwo`, or stop "
           "earlier.", unit="reward"),
+        M(NONE_PATTERN, "Share of the responses to which one reward source does not apply; logged when there is one.",
+          "As many as the data lets expect.", "More: a column is missing in rows, or a judge's replies have no mark."),
+        M(COUNT_PATTERN, "How many responses of the iteration met with an event that one reward source counts: code that "
+          "failed, crashed, or ran out of time, replies without a mark, requests repeated, texts cut.",
+          "Falls, or stays at 0.", "Many timeouts or repeated requests: raise the source's limits, or look at its server.",
+          unit="responses"),
         M("ppo/mean_scores", "Mean score as the algorithm sees it: after penalty, scale, normalisation and clipping.",
           "Follows `env/reward_mean`.",
           "Flat while `env/reward_mean` moves: scores hit `algorithm.reward_clip`.", unit="reward"),
@@ -349,6 +358,12 @@ def describe(name: str) -> Metric | None:
             general = METRICS[pattern]
             return Metric(name, general.meaning, general.healthy, general.outside, general.unit)
     return None
+    general = next(
+        (METRICS[p] for p in PATTERNS if (start := p.partition("<")[0]) != name and name.startswith(start)), None
+    )
+    if general is None:
+        return None
+    return Metric(name, general.meaning, general.healthy, general.outside, general.unit)
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -77,6 +77,11 @@ class Rollouts:
             "sampling/tokens_per_second": tokens / max(seconds, 1e-9),
             "sampling/lag": 0.0,
         }
+        # Every rank has the same sources, and a source always counts the same events.
+        counted = {name for part in parts for name in part.reward_counts}
+        for name in sorted(counted):
+            count = sum(part.reward_counts.get(name, 0) for part in parts)
+            metrics[f"env/reward_count/{name}"] = float(self.ranks.sum(torch.tensor(float(count))))
         return rollouts, metrics | counts
 
     def _sample(self, numbered: Sequence[tuple[int, EncodedPrompt]], iteration: int, console: Console) -> Collection:

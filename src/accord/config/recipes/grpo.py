@@ -20,6 +20,9 @@ class GRPOConfig(PolicyGradient):
     scale: Literal["group", "batch", "none"] = "group"
     """What divides score minus group mean: the group's standard deviation (DeepSeekMath), the batch's (Lite PPO,
     arXiv:2508.08221), or nothing (Dr. GRPO, arXiv:2503.20783: the first favours prompts that are too easy or too hard)."""
+    normalize_each: bool = False
+    """Each reward source is brought to mean 0 and standard deviation 1 in its group before they are added up, and the sum over
+    the batch (GDPO, arXiv:2601.05242), so that no source drowns another. In place of `scale`."""
     aggregate: Literal["sequence", "token", "constant"] = "sequence"
     """How token losses are averaged: in each response first (DeepSeekMath), over all tokens (DAPO, arXiv:2503.14476), or
     divided by the greatest possible length (Dr. GRPO)."""
@@ -60,4 +63,18 @@ class GRPORecipe(RolloutRecipe):
                 f"algorithm.overlong ({self.algorithm.overlong}) is a part of rollout.max_new_tokens "
                 f"({self.rollout.max_new_tokens}), so it cannot be longer"
             )
+        if self.algorithm.normalize_each:
+            self._check_normalize_each()
         return self
+
+    def _check_normalize_each(self) -> None:
+        """What shapes the sum of the scores has nothing to shape when each source is normalised by itself."""
+        algorithm, unshaped = self.algorithm, GRPOConfig()
+        keys = ("scale", "overlong", "missing_eos_penalty", "reward_scale", "reward_normalize", "reward_clip")
+        given = [f"algorithm.{key}" for key in keys if getattr(algorithm, key) != getattr(unshaped, key)]
+        given += ["algorithm.kl.use: reward"] if algorithm.kl.use == "reward" else []
+        if given:
+            raise ValueError(
+                f"algorithm.normalize_each normalises each reward by itself, and {', '.join(given)} would change their sum, "
+                "which it does not use: take that out, or make it a reward of its own, such as `length`"
+            )

@@ -1,0 +1,132 @@
+"""From the `reward` section to sources: what needs no weights is made, and tried, before any are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from accord.config import ClassifierConfig, RewardTerm
+from accord.errors import ConfigError
+from accord.model.roles import Roles
+from accord.model.scorer import Scorer
+from accord.recipes.build import check_tokenizer
+from accord.recipes.reward_models import model_source, score_facts
+from accord.rewards import (
+    ClassifierReward,
+    CodeReward,
+    FormatReward,
+    FunctionReward,
+    JudgeReward,
+    LengthReward,
+    LexiconReward,
+    MathReward,
+    MixedReward,
+    RegexReward,
+    RepetitionReward,
+    RewardSource,
+    UrlReward,
+)
+from accord.rewards.classifier import check_classifier
+from accord.rewards.function import load_function
+
+LIGHT: dict[str, Callable[[Any, str], RewardSource]] = {
+    "lexicon": LexiconReward,
+    "verifier": MathReward,
+    "regex": RegexReward,
+    "format": FormatReward,
+    "length": LengthReward,
+    "repetition": RepetitionReward,
+    "code": CodeReward,
+    "url": UrlReward,
+    "judge": JudgeReward,
+}
+"""Kinds that are made from their options alone."""
+
+
+def open_light(terms: Sequence[RewardTerm]) -> dict[str, RewardSource]:
+    """Make each source that needs no weights, by label, and check of the others what can be known without.
+
+    Functions are imported, lists of words read, the sandbox for code tried, reward servers asked for their health.
+
+    Raises:
+        ConfigError, ModelError, RewardError: a source cannot be used.
+    """
+    sources: dict[str, RewardSource] = {}
+    for term in terms:
+        if term.paths:
+            score_facts(term)
+        elif term.classifier is not None:
+            check_classifier(term.classifier)
+        elif term.function is not None:
+            sources[term.label] = FunctionReward(load_function(term.function), term.label, term.timeout)
+        else:
+            sources[term.label] = LIGHT[term.kind](getattr(term, term.kind), term.label)
+    return sources
+
+
+def check_columns(terms: Sequence[RewardTerm], rows: Iterable[Mapping[str, Any]]) -> None:
+    """A source whose column no row of the data has would say nothing, ever.
+
+    Raises:
+        ConfigError: names the source, the column, and the columns that there are.
+    """
+    needed = {column: term.label for term in terms for column in term.columns}
+    if not needed:
+        return
+    found = {name for row in rows for name, value in row.items() if value is not None}
+    for column, label in needed.items():
+        if column not in found:
+            raise ConfigError(
+                f"reward {label} reads the column {column!r}, which no row of the data has; columns beside the prompt: "
+                f"{', '.join(sorted(found)) or 'none'}"
+            )
+
+
+def add_rewards(terms: Sequence[RewardTerm], roles: Roles) -> None:
+    """The reward models among the terms as roles; an adapter on the roles' base shares it."""
+    for term in terms:
+        for path, role in zip(term.paths, term.roles, strict=True):
+            check_tokenizer(path, roles)
+            roles.add_reward(path, role, stepwise=term.process is not None)
+
+
+def mixed(
+    terms: Sequence[RewardTerm], light: Mapping[str, RewardSource], scorer: Scorer, device: torch.device
+) -> MixedReward:
+    """All sources with their weights. Reward models are roles of the scorer, which must have them already."""
+
+    def source(term: RewardTerm) -> RewardSource:
+        if term.paths:
+            return model_source(term, score_facts(term), scorer)
+        if term.classifier is not None:
+            return ClassifierReward(term.classifier, term.label, device)
+        return light[term.label]
+
+    return MixedReward([(source(term), term.weight) for term in terms])
+
+
+def mixed_of_texts(terms: Sequence[RewardTerm], device: torch.device) -> MixedReward:
+    """All sources with their weights, for texts from anywhere: reward models read them with their own tokenizers.
+
+    Raises:
+        ConfigError, ModelError, RewardError: a source cannot be used.
+    """
+    light = open_light(terms)
+    for term in terms:
+        if term.model is not None:
+            check_classifier(_as_classifier(term.model))
+
+    def source(term: RewardTerm) -> RewardSource:
+        if term.model is not None:
+            return ClassifierReward(_as_classifier(term.model), term.label, device, add_eos=True)
+        if term.classifier is not None:
+            return ClassifierReward(term.classifier, term.label, device)
+        return light[term.label]
+
+    return MixedReward([(source(term), term.weight) for term in terms])
+
+
+def _as_classifier(model: str) -> ClassifierConfig:
+    return ClassifierConfig(model=model, of="prompt_response", value="logit", too_long="error")

@@ -1,0 +1,165 @@
+"""Text classifiers of transformers, with tokenizers of their own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from accord.config import ClassifierConfig
+from accord.errors import ConfigError, ModelError, RewardError
+from accord.model.loading import Location, distinct_padding, is_scorer, locate, quiet_progress, read_config
+from accord.rewards.protocol import Counts, checked_scores, describe
+from accord.types import Rollout
+
+
+class ClassifierReward:
+    """Probability or logit of one label, of the response or of prompt and response.
+
+    Args:
+        config: see there.
+        label: name in metrics and errors.
+        device: where the classifier runs.
+        add_eos: end each text with the tokenizer's EOS, as Accord's own reward models are trained.
+
+    Raises:
+        ModelError, ConfigError: see `check_classifier`.
+    """
+
+    def __init__(self, config: ClassifierConfig, label: str, device: torch.device, add_eos: bool = False) -> None:
+        self.config, self.label, self.device, self.add_eos = config, label, device, add_eos
+        self._index = check_classifier(config)
+        location = locate(config.model)
+        self._tokenizer = _load_tokenizer(location)
+        # Right, because the score of a decoder is read at the last token; which end is cut is chosen for each text.
+        self._tokenizer.padding_side = "right"
+        self._tokenizer.truncation_side = "right" if config.of == "response" else "left"
+        self._model = _load_model(location).to(device).eval().requires_grad_(False)
+        padding = distinct_padding(self._tokenizer)
+        self._model.config.pad_token_id = padding
+        self._batch_size = 1 if padding is None else config.batch_size
+        self._counts = Counts("cut")
+        reach = getattr(self._model.config, "max_position_embeddings", None) or 10**9
+        self._limit = min(self._tokenizer.model_max_length, reach)
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[float | None]:
+        """One score for each rollout; see `RewardSource.score`."""
+        ids = [self._encode(index, rollout) for index, rollout in enumerate(rollouts)]
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # texts of like length together: less padding
+        scores = torch.zeros(len(ids))
+        for start in range(0, len(order), self._batch_size):
+            members = order[start : start + self._batch_size]
+            scores[members] = self._values([ids[i] for i in members])
+        return checked_scores(self.label, scores, rollouts)
+
+    def take_counts(self) -> dict[str, int]:
+        """See `CountingSource`."""
+        return self._counts.take()
+
+    def _encode(self, index: int, rollout: Rollout) -> list[int]:
+        whole = self.config.of == "prompt_response"
+        text = rollout.prompt_text + rollout.response_text if whole else rollout.response_text
+        bos, eos = self._tokenizer.bos_token, self._tokenizer.eos_token_id
+        specials = not (bos and text.startswith(bos))  # a chat template writes it itself
+        ids: list[int] = self._tokenizer(text, add_special_tokens=specials, verbose=False)["input_ids"]
+        room = self._limit - (1 if self.add_eos else 0)
+        if len(ids) > room:
+            if self.config.too_long == "error":
+                raise RewardError(
+                    f"reward {self.label}: {describe(index, rollout)} has {len(ids)} tokens of {self.config.model}, which reads "
+                    f"{room} at most (`too_long: error`)"
+                )
+            self._counts.add("cut")
+            ids = self._tokenizer(text, add_special_tokens=specials, truncation=True, max_length=room)["input_ids"]
+        if self.add_eos and eos is not None and ids[-1:] != [eos]:
+            ids = [*ids, eos]
+        if not ids:
+            raise RewardError(f"reward {self.label}: {describe(index, rollout)} has no tokens for {self.config.model}")
+        return ids
+
+    @torch.no_grad()
+    def _values(self, ids: list[list[int]]) -> Tensor:
+        longest, padding = max(map(len, ids)), self._model.config.pad_token_id or 0
+        input_ids = torch.tensor([row + [padding] * (longest - len(row)) for row in ids], device=self.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids], device=self.device)
+        logits = self._model(input_ids=input_ids, attention_mask=mask).logits.float()
+        if self.config.value == "logit":
+            return logits[:, self._index].cpu()
+        many = self._model.config.problem_type == "multi_label_classification"
+        chances = logits.sigmoid() if many or logits.shape[1] == 1 else logits.softmax(dim=1)
+        return chances[:, self._index].cpu()
+
+
+def check_classifier(config: ClassifierConfig) -> int:
+    """The number of the label to read; everything that can be known without weights is checked.
+
+    Raises:
+        ModelError: no such model, or it is no sequence classifier.
+        ConfigError: it has no such label, or several and none is named.
+    """
+    location = locate(config.model)
+    if not is_scorer(location):
+        raise ModelError(f"{config.model} is no sequence classifier, and no adapter that is one")
+    if location.adapter is not None:
+        rows = _head_rows(location)
+        names = {number: f"LABEL_{number}" for number in range(rows)}
+    else:
+        names = {int(number): str(name) for number, name in read_config(location.base).id2label.items()}
+    if config.label is None:
+        if len(names) > 1:
+            raise ConfigError(
+                f"classifier {config.model} has the labels {', '.join(names.values())}: say which with `label`"
+            )
+        return 0
+    for number, name in names.items():
+        if config.label in (name, str(number)):
+            return number
+    raise ConfigError(f"classifier {config.model} has no label {config.label!r}; it has {', '.join(names.values())}")
+
+
+def _head_rows(location: Location) -> int:
+    """How many labels an adapter's own head has."""
+    assert location.adapter is not None
+    file = location.adapter / "adapter_model.safetensors"
+    if file.is_file():
+        with safe_open(str(file), framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118  no mapping
+                if key.rsplit(".", 2)[-2:] in (["score", "weight"], ["classifier", "weight"]):
+                    return int(tensors.get_slice(key).get_shape()[0])
+    raise ModelError(f"{location.adapter} is an adapter without a head, so it is no classifier")
+
+
+def _load_tokenizer(location: Location) -> Any:
+    own = location.adapter is not None and (location.adapter / "tokenizer_config.json").is_file()
+    source = str(location.adapter) if own else location.base
+    try:
+        return copy.deepcopy(AutoTokenizer.from_pretrained(source))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no tokenizer could be loaded from {source}: {str(error).splitlines()[0]}") from error
+
+
+def _load_model(location: Location) -> Any:
+    labels = {} if location.adapter is None else {"num_labels": _head_rows(location)}
+    try:
+        with quiet_progress():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                location.base, use_safetensors=True, output_loading_info=True, **labels
+            )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the classifier {location.base} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if location.adapter is not None:
+        import peft
+
+        return peft.PeftModel.from_pretrained(model, str(location.adapter)).merge_and_unload()
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ModelError(
+            f"{location.base} does not hold all weights of a {type(model).__name__}: {len(missing)} are missing, such as "
+            f"{missing[0]}, and random ones would take their place"
+        )
+    return model

@@ -1,0 +1,80 @@
+"""The process in which math-verify runs: JSON lines in, JSON lines out. Started by `verifier.py`, never imported.
+
+It is a process of its own because sympy can take for ever: a signal ends what is Python, and a kill what is not.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import resource
+import signal
+import sys
+from typing import Any
+
+MARK = "####"
+"""Before the answer of a GSM8K solution."""
+MEMORY = 4 * 2**30
+"""Bytes of address space; a power tower would take all there is."""
+
+
+class _Late(BaseException):
+    """Not an `Exception`, which the libraries below catch and go on."""
+
+
+def _bare(answer: str) -> str:
+    """An answer without any mark, in the form that math-verify finds: numbers without commas between thousands, in a box."""
+    text = answer.strip().strip("$").rstrip(".").strip()
+    if re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?\s*%?", text):
+        text = text.replace(",", "")
+    return "\\boxed{" + text + "}"
+
+
+def _marked(text: str) -> str | None:
+    """What stands on the line after the last `####`, in a box."""
+    _, mark, tail = text.rpartition(MARK)
+    first = tail.strip().splitlines()
+    return _bare(first[0]) if mark and first else None
+
+
+def _judge(gold: str, response: str) -> str:
+    from math_verify import parse, verify
+
+    own_mark = "\\boxed" in gold or "$" in gold.strip().strip("$")
+    known = parse(_marked(gold) or (gold if own_mark else _bare(gold)), parsing_timeout=None)
+    if not known:
+        return "no_gold"
+    found = parse(_marked(response) or response, parsing_timeout=None)
+    return "equal" if found and verify(known, found, timeout_seconds=None) else "different"
+
+
+def _stop(*_: Any) -> None:
+    raise _Late
+
+
+def main() -> None:
+    """Answer requests until the input ends."""
+    import math_verify  # now, so that the first answer is as fast as the others
+
+    assert math_verify is not None
+    logging.disable(logging.CRITICAL)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    signal.signal(signal.SIGALRM, _stop)
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        signal.setitimer(signal.ITIMER_REAL, request["timeout"])
+        try:
+            verdict = _judge(request["gold"], request["response"])
+        except _Late:
+            verdict = "timeout"
+        except (MemoryError, RecursionError, OverflowError):
+            verdict = "different"  # no answer that a person could have meant
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        print(json.dumps(verdict), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Rewards of all kinds in whole runs; what is checked before a weight is loaded."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pyarrow import parquet
+
+from accord.config import RewardTerm
+from accord.errors import ConfigError, RewardError
+from accord.recipes.rewards import LIGHT, check_columns, mixed_of_texts, open_light
+from accord.training.metrics import describe
+from accord.types import Rollout
+from recipes.tiny_runs import run, same_weights, timeless, write_rows
+from rewards.scripted import dead_address, lengths, reply, server
+
+CPU = torch.device("cpu")
+
+
+def rows(folder: Path) -> str:
+    """Prompts of which half have code to be tested."""
+    tests = [["x = 1"], ["assert False"]]
+    return write_rows(
+        folder / "rows.jsonl",
+        [{"prompt": f"the film {i} was", "gold": str(i)} | ({"test": tests[0]} if i % 2 else {}) for i in range(6)],
+    )
+
+
+def scored(done) -> list[dict[str, Any]]:
+    files = sorted((done.path / "rollouts").iterdir())
+    return [row for file in files for row in parquet.read_table(file).to_pylist()]
+
+
+def finite(done) -> None:
+    assert all(math.isfinite(value) for row in done.metrics for value in row.values())
+    assert {name for row in done.metrics for name in row if describe(name) is None} == set()
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_grpo_with_a_server_code_rules_and_words(each, base, tmp_path: Path):
+    words = tmp_path / "words.txt"
+    words.write_text("good 1\nodd -1\nfilm 0.5\n")
+    with server(reply(lengths)) as script:
+        terms = [
+            {"url": script.address, "weight": 0.1, "name": "remote"},
+            {"code": "test", "weight": 2.0},
+            {"length": 4},
+            {"repetition": {"n": 1}, "weight": 0.0},
+            {"lexicon": str(words)},
+        ]
+        over = {"reward": terms, "algorithm": {"normalize_each": each}, "data": {"path": rows(tmp_path)}}
+        done = run("grpo", base, tmp_path, over)
+    finite(done)
+    got = scored(done)
+    assert len(got) == 8
+    for row in got:
+        assert row["score/remote"] == len(row["response"])
+        assert row["score/length"] == pytest.approx(-min(1.0, abs(row["length"] - 4) / 4))
+        assert -1 < row["score/repetition"] <= 0
+        assert (row["score/code"] is None) == (int(row["prompt"].split()[2]) % 2 == 0)
+        known = 2 * (row["score/code"] or 0.0) + 0.1 * row["score/remote"] + row["score/length"] + row["score/lexicon"]
+        assert row["score"] == pytest.approx(known, abs=1e-6), "weight 0 is only watched"
+    for i, metrics in enumerate(done.metrics):
+        coded = [row["score/code"] for row in got if row["iteration"] == i + 1]
+        assert metrics["env/reward_none/code"] == sum(score is None for score in coded) / 4
+        failed = sum(metrics[f"env/reward_count/code/{event}"] for event in ("failed", "crashed", "timeout"))
+        assert failed == sum(score is not None and score < 1 for score in coded)
+        assert metrics["env/reward_count/remote/repeated"] == 0
+    assert sum(len(body["responses"]) for body in script.bodies) == 8
+
+
+def test_normalising_each_changes_what_is_learnt_and_one_source_alone_hardly(base, tmp_path: Path):
+    """Of one source with scale `group`, the only difference is the normalisation over the batch: a factor."""
+    terms = ["{}/rewards.py:brevity", {"function": "{}/rewards.py:letters", "weight": 30}]
+
+    def done(name: str, each: bool, count: int):
+        folder = tmp_path / name
+        reward = [
+            t.format(folder) if isinstance(t, str) else t | {"function": t["function"].format(folder)} for t in terms
+        ]
+        return run("grpo", base, folder, {"reward": reward[:count], "algorithm": {"normalize_each": each}})
+
+    both = [done("sum", False, 2), done("each", True, 2)]
+    assert timeless(both[0].metrics)[0]["env/reward_mean"] == timeless(both[1].metrics)[0]["env/reward_mean"]
+    assert not same_weights(both[0].model, both[1].model)
+    assert both[1].metrics[0]["ppo/advantages/mean"] == pytest.approx(0.0, abs=1e-5)
+    assert both[1].metrics[0]["ppo/advantages/std"] == pytest.approx(math.sqrt(3 / 4), abs=1e-3)  # n - 1 of 4
+
+
+def test_an_http_reward_gives_what_the_function_gives_bit_for_bit(base, tmp_path: Path):
+    """A reward server of our own, with a policy of any tokenizer: here the same, so that the runs can be compared."""
+    import threading
+
+    from accord.rewards.serve import RewardServer
+
+    here = run("ppo", base, tmp_path / "here")
+    remote = mixed_of_texts([RewardTerm.model_validate(f"{tmp_path}/here/rewards.py:brevity")], CPU)
+    http = RewardServer(remote, port=0)
+    threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    there = run("ppo", base, tmp_path / "there", {"reward": [{"url": http.address, "name": "brevity"}]})
+    http.close()
+    assert same_weights(here.model, there.model)
+    assert here.metrics[0]["env/reward/brevity"] == there.metrics[0]["env/reward/brevity"]
+
+
+def test_a_reward_model_reads_texts_as_it_reads_tokens(base, reward_adapter, reward_classifier, tmp_path: Path):
+    """What `accord serve-reward` answers for a text that ended is what the model says inside a run."""
+    for path in (reward_adapter, reward_classifier):
+        done = run(
+            "ppo", base, tmp_path / path.parent.parent.name, {"reward": str(path), "rollout": {"max_new_tokens": 20}}
+        )
+        texts = mixed_of_texts([RewardTerm(model=str(path))], CPU)
+        finished = [row for row in scored(done) if row["finish_reason"] == "stop"]
+        again = texts.score([Rollout((), (), (), "stop", row["prompt"], row["response"]) for row in finished])
+        for row, rollout in zip(finished, again, strict=True):
+            assert rollout.score == pytest.approx(row["score"], abs=1e-4)
+
+
+def test_every_light_kind_can_be_made(tmp_path: Path):
+    pytest.importorskip("math_verify")
+    (tmp_path / "w").write_text("good 1\n")
+    judge = {"address": "http://127.0.0.1:1", "model": "m"}
+    with server() as script:
+        given = [
+            {"lexicon": str(tmp_path / "w")},
+            {"verifier": "math"},
+            {"regex": "x"},
+            {"format": ["a"]},
+            {"length": 3},
+            {"repetition": 2},
+            {"code": "t"},
+            {"url": script.address},
+            {"judge": judge},
+        ]
+        terms = [RewardTerm(**term) for term in given]
+        sources = open_light(terms)
+    assert list(sources) == [term.label for term in terms] == [source.label for source in sources.values()]
+    assert {term.kind for term in terms} == set(LIGHT)
+
+
+def test_a_column_that_no_row_has_is_told_before_the_run():
+    terms = [RewardTerm(verifier="math"), RewardTerm(function="a.py:f")]
+    check_columns(terms, [{"gold": 1}, {"answer": 2}])
+    check_columns([terms[1]], [])
+    with pytest.raises(
+        ConfigError, match=r"reward math reads the column 'answer', which no row of the data has.*: gold, level"
+    ):
+        check_columns(terms, [{"gold": 1, "answer": None}, {"level": 2}])
+
+
+def test_nothing_is_loaded_when_a_reward_cannot_be_used(base, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("accord.recipes.rollouts.start", lambda *_: pytest.fail("weights were loaded"))
+    with pytest.raises(RewardError, match="/health failed"):
+        run("grpo", base, tmp_path, {"reward": dead_address()})
