@@ -15,6 +15,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -25,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from accord.config import ModelConfig
 from accord.errors import ModelError
 from accord.model.attention import choose_attention
+from accord.model.reading import SCALES, Reading, choose_reading, way_of
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -127,7 +129,7 @@ def load_weights(
     headless: bool = False,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """Load a causal language model, or a sequence classifier with one label, with packed attention.
+    """Load a language model, or a sequence classifier with one label, for the way it reads (see `accord.model.reading`).
 
     Args:
         base: folder or hub name.
@@ -138,19 +140,18 @@ def load_weights(
         trust_remote_code: see `ModelConfig`.
 
     Raises:
-        ModelError: it cannot be loaded, lacks weights, would mix packed sequences, or a scorer has more than one label.
+        ModelError: it cannot be loaded, lacks weights, its family cannot do what is asked, or a scorer has more than one label.
     """
     config = read_config(base, trust_remote_code)
-    automatic = AutoModelForSequenceClassification if scorer else AutoModelForCausalLM
-    _refuse_unsupported(base, config)
+    reading = read_family(base, config, scorer, trust_remote_code)
     if scorer and not headless and config.num_labels != 1:
         raise ModelError(f"{base} has {config.num_labels} labels; a reward model has one (num_labels = 1)")
     try:
         with quiet_progress():
-            loaded: Any = automatic.from_pretrained(
+            loaded: Any = _automatic(config, scorer).from_pretrained(
                 base,
                 dtype=dtype,
-                attn_implementation=choose_attention(device, dtype),
+                attn_implementation=_attention(reading, device, dtype),
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
@@ -165,7 +166,6 @@ def load_weights(
             f"{base} does not hold all weights of a {type(model).__name__}: {len(missing)} are missing, such as "
             f"{min(missing)}, and random ones would take their place"
         )
-    _refuse_mixing(base, model)
     model.to(device)  # type: ignore[arg-type]
     return model
 
@@ -182,30 +182,58 @@ def quiet_progress() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _refuse_unsupported(base: str, config: Any) -> None:
-    """Refuse what would be silently wrong: the output layer's result is computed here, so each transform must be known."""
+def read_family(base: str, config: Any, scorer: bool = False, trust_remote_code: bool = False) -> Reading:
+    """How a model will be read, and whether its family can do what is asked; before any weight is loaded.
+
+    Raises:
+        ModelError: it cannot, with the reason.
+    """
+    text = config.get_text_config()
     for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        value = getattr(config, key, None)
-        if value not in (None, 0, 1, 1.0):
+        value = getattr(text, key, None)
+        if value not in (None, 0, 1, 1.0) and (key == "final_logit_softcapping" or text.model_type not in SCALES):
             raise ModelError(
-                f"{base}: its config sets {key} = {value}, a transform of the logits that is not supported"
+                f"{base}: its config sets {key} = {value}, a transform of the logits that is not supported for "
+                f"{text.model_type}: log-probabilities are computed from the output layer here, and would leave it out"
             )
+    if scorer and config.is_encoder_decoder:
+        raise ModelError(
+            f"{base} is an encoder-decoder model ({config.model_type}), whose classifiers read no score at the last token; "
+            "train the reward model on a causal model, or use a reward function"
+        )
+    try:
+        with torch.device("meta"):
+            skeleton = _automatic(config, scorer).from_config(config, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        raise ModelError(f"{base} is no model of a kind that is needed here: {_first_line(error)}") from error
+    return choose_reading(base, skeleton)
 
 
-def _refuse_mixing(base: str, model: PreTrainedModel) -> None:
-    """Refuse models whose layers would let packed sequences see each other: all that is not replaceable attention."""
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-    odd = sorted(kinds - {"full_attention", "sliding_attention"})
-    if odd or model._is_stateful or not model._supports_attention_backend:
-        why = f"layers of type {', '.join(odd)}" if odd else "layers that are not transformers' replaceable attention"
-        raise ModelError(f"{base}: a {type(model).__name__} has {why}, in which packed sequences would see each other")
+def _automatic(config: Any, scorer: bool) -> Any:
+    if scorer:
+        return AutoModelForSequenceClassification
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def _attention(reading: Reading, device: torch.device, dtype: torch.dtype) -> str | None:
+    """transformers' name of the attention; `None` leaves the choice to it."""
+    if reading.way == "packed":
+        return choose_attention(device, dtype)
+    return "eager" if reading.eager else None
 
 
 def trunk_of(model: PreTrainedModel) -> nn.Module:
-    """The part of a model that turns token ids into hidden states."""
+    """The part of a model that turns token ids into hidden states.
+
+    That is the text model of one that reads images too, and for an encoder-decoder model the whole, which holds both stacks.
+    """
+    if way_of(model) == "encoder-decoder":
+        return model
     trunk = model.base_model
     if trunk is model:
         raise ModelError(f"{type(model).__name__} has no separate trunk below its head, so it cannot carry roles")
+    if model.config.get_text_config() is not model.config:
+        return trunk.get_decoder()
     return trunk
 
 
