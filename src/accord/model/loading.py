@@ -196,17 +196,35 @@ def read_family(base: str, config: Any, scorer: bool = False, trust_remote_code:
                 f"{base}: its config sets {key} = {value}, a transform of the logits that is not supported for "
                 f"{text.model_type}: log-probabilities are computed from the output layer here, and would leave it out"
             )
-    if scorer and config.is_encoder_decoder:
-        raise ModelError(
-            f"{base} is an encoder-decoder model ({config.model_type}), whose classifiers read no score at the last token; "
-            "train the reward model on a causal model, or use a reward function"
-        )
+    if scorer:
+        refuse_scorer(base, config)
     try:
         with torch.device("meta"):
             skeleton = _automatic(config, scorer).from_config(config, trust_remote_code=trust_remote_code)
     except ValueError as error:
         raise ModelError(f"{base} is no model of a kind that is needed here: {_first_line(error)}") from error
     return choose_reading(base, skeleton)
+
+
+def refuse_scorer(base: str, config: Any) -> None:
+    """Refuse families that transformers has no sequence classifier for with a `score` layer at the last token.
+
+    Raises:
+        ModelError: with the reason and another way.
+    """
+    instead = "train the reward model on another base, or use a reward function"
+    if config.is_encoder_decoder:
+        raise ModelError(
+            f"{base} is an encoder-decoder model ({config.model_type}), whose classifier in transformers reads no score at "
+            f"the last token, so a reward model could not be saved for it; {instead}"
+        )
+    remote = getattr(config, "auto_map", None) or {}
+    known = type(config) in AutoModelForSequenceClassification._model_mapping
+    if not known and AutoModelForSequenceClassification.__name__ not in remote:
+        raise ModelError(
+            f"{base}: transformers has no sequence classifier for {config.model_type}, so a reward model could not be saved "
+            f"for it; {instead}"
+        )
 
 
 def _automatic(config: Any, scorer: bool) -> Any:
@@ -235,6 +253,12 @@ def trunk_of(model: PreTrainedModel) -> nn.Module:
     if model.config.get_text_config() is not model.config:
         return trunk.get_decoder()
     return trunk
+
+
+def head_size(model: PreTrainedModel) -> int:
+    """Width of the hidden states that heads read, which OPT's smallest model narrows before its output layer."""
+    config: Any = model.config.get_text_config()
+    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
 
 
 def _first_line(error: Exception) -> str:
