@@ -44,6 +44,10 @@ for number, recipe in enumerate(sys.argv[2:]):
 KINDS = {
     "sft": ("sft", {"train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3}}),
     "reward": ("reward", {"train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3}}),
+    "experts": (
+        "sft",
+        {"model": {"router_aux_coef": 5.0}, "train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3}},
+    ),
     "ppo": (
         "ppo",
         {
@@ -56,13 +60,13 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def runs(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tuple[Run, Run]]]:
-    """Each kind once in this process and once on two ranks; all three in one torchrun, which saves two starts."""
+def runs(base: Path, model_folder, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tuple[Run, Run]]]:
+    """Each kind once in this process and once on two ranks; all in one torchrun, which saves two starts."""
     root = tmp_path_factory.mktemp("ranks")
     script, files, singles = root / "rank.py", [], {}
     script.write_text(RANK)
     for name, (kind, over) in KINDS.items():
-        config = recipe_dict(kind, base, root / name, over)
+        config = recipe_dict(kind, model_folder("mixtral") if name == "experts" else base, root / name, over)
         singles[name] = accord.train(config, quiet=True)
         files.append(root / f"{name}.yaml")
         config |= {"output": str(root / name / "ranks"), "placement": {"type": "torchrun", "threads": 1}}

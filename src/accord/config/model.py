@@ -21,6 +21,12 @@ class ModelConfig(Section):
     """For a tokenizer without a chat template: `chatml`, `transcript` (as HH-RLHF writes), or the path of a jinja file."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint. Off unless you have read that code."""
+    gguf_file: str | None = None
+    """The GGUF file to read, if `path` is a folder or hub name that holds one; `path` may also be the file itself. Its weights
+    are dequantised on loading."""
+    router_aux_coef: float | None = Field(None, ge=0)
+    """Weight of the load-balancing loss of a mixture-of-experts policy (Switch Transformers, arXiv:2101.03961, equation 4).
+    `null`: the checkpoint's own `router_aux_loss_coef`. 0: off."""
 
 
 class LoraConfig(Section):

@@ -11,6 +11,17 @@ from accord.losses.grpo import grpo, token_weights
 from accord.losses.ppo import kl_penalty, ppo_policy, ppo_value
 from accord.losses.reward import bradley_terry
 from accord.losses.rloo import rloo
+from accord.losses.router import router_balance
 from accord.losses.sft import sft
 
-__all__ = ["bradley_terry", "grpo", "kl_penalty", "ppo_policy", "ppo_value", "rloo", "sft", "token_weights"]
+__all__ = [
+    "bradley_terry",
+    "grpo",
+    "kl_penalty",
+    "ppo_policy",
+    "ppo_value",
+    "rloo",
+    "router_balance",
+    "sft",
+    "token_weights",
+]

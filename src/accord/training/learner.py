@@ -14,6 +14,7 @@ from accord.config import TrainConfig
 from accord.errors import TrainingError
 from accord.model.forward import forward
 from accord.model.roles import Roles
+from accord.training.balance import RouterBalance
 from accord.training.optim import learning_rate, make_optimizer
 from accord.training.parallel import Ranks
 
@@ -38,6 +39,7 @@ class Learner:
             f"{name}.{key}": weight for name in roles.roles for key, weight in roles.trainable(name).items()
         }
         self.optimizer = make_optimizer(self.weights, config)
+        self.balance = RouterBalance(roles, self.ranks)
         self.steps = 0
 
     def update(self, batch: TokenBatch) -> Metrics:
@@ -72,16 +74,20 @@ class Learner:
         """Gradients of one role over all micro-batches; metrics added up over micro-batches and ranks."""
         totals: dict[str, Tensor] = {}
         with self.roles.use(update.role, train=True) as role:
-            for micro in batch.split(self.config.micro_batch_tokens):
+            micros = batch.split(self.config.micro_batch_tokens)
+            balance = self.balance.step(role, micros, update.heads_only)
+            for micro in micros:
                 micro = micro.to(self.roles.device)
-                outputs = forward(
-                    role,
-                    micro,
-                    temperature=self.algorithm.temperature,
-                    entropy=update.entropy,
-                    detach_trunk=update.heads_only,
-                )
+                with balance.watching():
+                    outputs = forward(
+                        role,
+                        micro,
+                        temperature=self.algorithm.temperature,
+                        entropy=update.entropy,
+                        detach_trunk=update.heads_only,
+                    )
                 loss, metrics = self.algorithm.loss(update.role, outputs, micro, denominators)
+                loss, metrics = balance.added(loss, metrics)
                 loss.backward()
                 for name, value in metrics.items():
                     old = totals.get(name)
