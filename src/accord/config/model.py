@@ -28,6 +28,19 @@ class ModelConfig(Section):
     """Weight of the load-balancing loss of a mixture-of-experts policy (Switch Transformers, arXiv:2101.03961, equation 4).
     `null`: the checkpoint's own `router_aux_loss_coef`. 0: off."""
 
+    @property
+    def source(self) -> str:
+        """Where the base is: `path`, or the GGUF file in it."""
+        return self.path if self.gguf_file is None else f"{self.path}/{self.gguf_file}"
+
+    @model_validator(mode="after")
+    def _file_fits(self) -> Self:
+        if self.gguf_file is not None and (not self.gguf_file.endswith(".gguf") or self.path.endswith(".gguf")):
+            raise ValueError(
+                "`gguf_file` names a .gguf file in the folder or repository `path`; where `path` is the file, leave it out"
+            )
+        return self
+
 
 class LoraConfig(Section):
     """Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685). Defaults: rank and scale of the QLoRA and TRL examples,

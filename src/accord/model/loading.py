@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -29,6 +31,7 @@ from accord.model.attention import choose_attention
 from accord.model.reading import SCALES, Reading, choose_reading, way_of
 
 ADAPTER_CONFIG = "adapter_config.json"
+GGUF = ".gguf"
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Location:
     """What a model path points to."""
 
     base: str
-    """Folder or hub name of the weights."""
+    """Folder or hub name of the weights, or the path of a GGUF file, which may lie in a hub repository too."""
     adapter: Path | None = None
     """Folder of a PEFT adapter on that base, if the path named one."""
 
@@ -48,6 +51,8 @@ def locate(path: str) -> Location:
         ModelError: a path that is none of them; names the nearest folder that exists.
     """
     folder = Path(path).expanduser()
+    if path.endswith(GGUF):
+        return _locate_gguf(path, folder)
     if (folder / ADAPTER_CONFIG).is_file():
         base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
         if not base:
@@ -57,7 +62,8 @@ def locate(path: str) -> Location:
     if (folder / "config.json").is_file():
         return Location(str(folder))
     if folder.is_dir():
-        hint = next((str(sub) for sub in sorted(folder.glob("*")) if (sub / "config.json").is_file()), None)
+        inside = sorted(folder.glob("*"))
+        hint = next((str(sub) for sub in inside if (sub / "config.json").is_file() or sub.suffix == GGUF), None)
         also = f"; did you mean {hint}?" if hint else ""
         raise ModelError(f"{folder} holds no model: there is no config.json or {ADAPTER_CONFIG} in it{also}")
     if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1 or folder.parent.is_dir():
@@ -65,10 +71,29 @@ def locate(path: str) -> Location:
     return Location(path)
 
 
+def _locate_gguf(path: str, file: Path) -> Location:
+    if not file.is_file():
+        on_hub = not file.is_absolute() and not path.startswith((".", "~")) and path.count("/") == 2
+        if not on_hub or file.parent.parent.is_dir():
+            raise ModelError(f"no GGUF file at {path}{_nearest(file)}")
+    if find_spec("gguf") is None:
+        raise ModelError(f"{path} is a GGUF file, and reading it needs the package gguf: pip install 'accord[gguf]'")
+    return Location(str(file) if file.is_file() else path)
+
+
+def source_of(base: str) -> tuple[str, dict[str, str]]:
+    """What transformers' `from_pretrained` takes for a base: a folder or hub name, and the GGUF file in it if it is one."""
+    if not base.endswith(GGUF):
+        return base, {}
+    folder, _, name = base.rpartition("/")
+    return folder or ".", {"gguf_file": name}
+
+
 def _nearest(folder: Path) -> str:
     parent = next(p for p in (folder.parent, *folder.parent.parents) if p.is_dir())
     wanted = folder.relative_to(parent).parts[0] if parent != Path() else folder.parts[0]
-    near = difflib.get_close_matches(wanted, [p.name for p in parent.iterdir() if p.is_dir()], n=1)
+    names = [p.name for p in parent.iterdir() if p.is_dir() or p.suffix == GGUF]
+    near = difflib.get_close_matches(wanted, names, n=1)
     return f"; did you mean {parent / near[0]}?" if near else f": {parent.resolve()} has no {wanted!r}"
 
 
@@ -79,9 +104,9 @@ def load_tokenizer(config: ModelConfig, location: Location) -> PreTrainedTokeniz
         ModelError: none can be loaded, or it has no EOS token (nothing could ever end).
     """
     own = location.adapter is not None and (location.adapter / "tokenizer_config.json").is_file()
-    source = str(location.adapter) if own else location.base
+    source, file = (str(location.adapter), {}) if own else source_of(location.base)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code, **file)
     except (OSError, ValueError) as error:
         raise ModelError(f"no tokenizer could be loaded from {source}: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
@@ -106,8 +131,9 @@ def read_config(base: str, trust_remote_code: bool = False) -> Any:
     Raises:
         ModelError: it cannot be read.
     """
+    source, file = source_of(base)
     try:
-        return AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **file)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read the model {base}: {_first_line(error)}") from error
 
@@ -146,16 +172,19 @@ def load_weights(
     reading = read_family(base, config, scorer, trust_remote_code)
     if scorer and not headless and config.num_labels != 1:
         raise ModelError(f"{base} has {config.num_labels} labels; a reward model has one (num_labels = 1)")
+    source, file = source_of(base)
     try:
         with quiet_progress():
             loaded: Any = _automatic(config, scorer).from_pretrained(
-                base,
+                source,
                 dtype=dtype,
                 attn_implementation=_attention(reading, device, dtype),
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
                 **({"num_labels": 1} if headless else {}),
+                **file,
+                **({"quantization_config": GgufConfig(dequantize=True)} if file else {}),
             )
     except (OSError, ValueError) as error:
         raise ModelError(f"the model {base} cannot be loaded: {_first_line(error)}") from error

@@ -49,7 +49,7 @@ class Roles:
             ModelError: the model or its tokenizer cannot be loaded.
         """
         self.config, self.device, self.adapter_config = config, device, adapter
-        self.location = locate(config.path)
+        self.location = locate(config.source)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(config, self.location)
         self.dtype = weight_type(config, self.location, trained=adapter is None)
         self.model: PreTrainedModel = self._load(self.location, trained=adapter is None)
