@@ -14,6 +14,7 @@ from accord.data import Encoded, Encoder, Loaded, read_records, set_chat_templat
 from accord.errors import ConfigError
 from accord.model.device import choose_device
 from accord.model.roles import Roles
+from accord.recipes.family import check_family, reading_facts
 from accord.training.loop import seed_everything
 from accord.training.parallel import Ranks
 from accord.training.stream import Stream
@@ -61,8 +62,9 @@ def check_context(roles: Roles, tokens: int, keys: str) -> None:
         )
 
 
-def start(recipe: Recipe) -> tuple[Roles, Encoder, Ranks]:
-    """Choose the device, join the other ranks, and open the model."""
+def start(recipe: Recipe, want: type[Record] | None = None) -> tuple[Roles, Encoder, Ranks]:
+    """Choose the device, join the other ranks, check that the model's family can do what is asked, and open the model."""
+    check_family(recipe, want)
     device = choose_device(recipe.placement)
     ranks = Ranks.from_environment() if recipe.placement.type == "torchrun" else Ranks()
     return *open_model(recipe.model, recipe.adapter, device, recipe.seed), ranks
@@ -118,9 +120,9 @@ def model_facts(recipe: Recipe, roles: Roles, weights: Mapping[str, nn.Parameter
     learnt = sum(parameter.numel() for parameter in weights.values())
     kind = "all weights" if recipe.adapter is None else f"{recipe.adapter.method} r={recipe.adapter.r}"
     return {
-        "model": f"{recipe.model.path} ({total / 1e6:.1f}M parameters, {str(roles.dtype).removeprefix('torch.')})",
+        "model": f"{recipe.model.source} ({total / 1e6:.1f}M parameters, {str(roles.dtype).removeprefix('torch.')})",
         "learns": f"{learnt / 1e6:.2f}M parameters ({kind}), learning rate {recipe.train.learning_rate:g}",
         "device": f"{roles.device}, {torch.get_num_threads()} threads"
         if roles.device.type == "cpu"
         else str(roles.device),
-    }
+    } | reading_facts(roles)

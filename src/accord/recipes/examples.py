@@ -45,7 +45,7 @@ def build_examples(
         save: writes what was learnt to a folder.
         next_steps: title and command of what a person may do with it.
     """
-    roles, encoder, ranks = start(recipe)
+    roles, encoder, ranks = start(recipe, want)
     add_role(roles)
     split = load_split(recipe, want, lambda loaded, config: encode(loaded, encoder, config))
     longest = max(length(item) for item in (*split.train, *split.held_out))
