@@ -92,6 +92,7 @@ def _more_configs(common: dict, grouped: dict) -> dict[str, Callable[[], PreTrai
         "t5": lambda: transformers.T5Config(**t5),
         "t5_unscaled": lambda: transformers.T5Config(**t5, tie_word_embeddings=False),
         "mt5": lambda: transformers.MT5Config(**t5),
+        "umt5": lambda: transformers.UMT5Config(**t5),
         "cohere": lambda: transformers.CohereConfig(**common, logit_scale=0.25),
         "granite": lambda: transformers.GraniteConfig(**common, logits_scaling=3.0, attention_multiplier=0.3),
         "gemma2": lambda: transformers.Gemma2Config(**gemma),

@@ -45,6 +45,7 @@ WAYS = {
     "t5": "encoder-decoder",
     "t5_unscaled": "encoder-decoder",
     "mt5": "encoder-decoder",
+    "umt5": "encoder-decoder",
 }
 PROMPTS = (4, 2, 9, 2, 4, 1)
 RESPONSES = (5, 3, 8, 3, 1, 6)
@@ -69,7 +70,7 @@ def dialogue() -> TokenBatch:
 
 def plain_model(folder) -> PreTrainedModel:
     """As transformers alone loads and runs it."""
-    model = AutoModelForSeq2SeqLM if (folder.name.startswith(("t5", "mt5"))) else AutoModelForCausalLM
+    model = AutoModelForSeq2SeqLM if (folder.name.startswith(("t5", "mt5", "umt5"))) else AutoModelForCausalLM
     return model.from_pretrained(folder, attn_implementation="eager").eval()
 
 

@@ -28,8 +28,14 @@ FAMILIES = (
     "mixtral",
     "qwen3_moe",
     "jamba",
+    "mamba",
+    "cohere",
+    "granite",
     "t5",
+    "mt5",
+    "umt5",
 )
+SCORERS = tuple(name for name in FAMILIES if name not in ("mamba", "cohere", "granite", "t5", "mt5", "umt5"))
 ONE_STEP = {"train": {"steps": 1}}
 ONE_ITERATION = {"train": {"iterations": 1}, "algorithm": {"epochs": 1}}
 PAIRED = [kind for kind in ("dpo",) if kind in RECIPES]
@@ -68,7 +74,7 @@ def test_all_weights_learn_too(family: str, model_folder: Callable[[str], Path],
     assert done.metrics[0]["sampling/logprob_difference_max"] < 1e-4
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "t5"])
+@pytest.mark.parametrize("family", SCORERS)
 def test_a_reward_model_is_trained_and_used(family: str, model_folder: Callable[[str], Path], tmp_path: Path) -> None:
     judge = run("reward", model_folder(family), tmp_path / "reward", ONE_STEP)
     assert judge.metrics[0]["reward/loss"] == pytest.approx(0.6931, abs=1e-3)

@@ -20,7 +20,8 @@ from accord.rollout.protocol import Completion, Request, Sampling
 
 NEW = 9
 GREEDY = Sampling(NEW, temperature=0)
-ROWS = ("bloom", "jamba", "mamba", "t5", "mt5")
+PAIRS = ("t5", "mt5", "umt5")
+ROWS = ("bloom", "jamba", "mamba", *PAIRS)
 PACKED = ("gemma3", "gemma3_images", "opt", "mixtral", "qwen3_moe", "cohere", "granite")
 
 
@@ -43,7 +44,7 @@ def requests_() -> list[Request]:
 
 def generated_by_transformers(folder: Path, requests: Sequence[Request]) -> list[list[int]]:
     """Greedy continuations, one prompt at a time, without any stop token."""
-    pairs = folder.name in ("t5", "mt5")
+    pairs = folder.name in PAIRS
     automatic = AutoModelForSeq2SeqLM if pairs else AutoModelForCausalLM
     model = automatic.from_pretrained(folder, attn_implementation="eager").eval()
     model.generation_config.eos_token_id = None

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "reinforce": ("accord.cli.train", "REINFORCE++: PPO's loss without a critic"),
     "generate": ("accord.cli.generate", "sample from a model or adapter"),
     "merge": ("accord.cli.merge", "fold an adapter into its base"),
+    "export": ("accord.cli.export", "check a saved model, write its card, push it to the hub"),
     "data": ("accord.cli.data", "check a file of feedback before you train on it"),
     "report": ("accord.cli.report", "make a run's report.html again"),
 }
@@ -28,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 GROUPS = {
     "Start here": ("quickstart",),
     "Train": ("sft", "reward", "ppo", "rloo", "grpo", "reinforce"),
-    "Use": ("generate", "merge"),
+    "Use": ("generate", "merge", "export"),
     "Look": ("data", "report"),
 }
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from accord.config import LoraConfig, ModelConfig
 from accord.errors import ConfigError, ModelError
+from accord.model.card import write_card
 from accord.model.loading import (
     distinct_padding,
     is_scorer,
@@ -196,4 +197,5 @@ def merge(adapter: Path, output: Path, dtype: torch.dtype, trust_remote_code: bo
     with quiet_progress():
         merged.to(dtype).save_pretrained(output)
     tokenizer.save_pretrained(output)
+    write_card(output, trained_from=location.base)
     return output

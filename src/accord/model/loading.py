@@ -276,7 +276,7 @@ def trunk_of(model: PreTrainedModel) -> nn.Module:
     """
     if way_of(model) == "encoder-decoder":
         return model
-    trunk = model.base_model
+    trunk: Any = model.base_model
     if trunk is model:
         raise ModelError(f"{type(model).__name__} has no separate trunk below its head, so it cannot carry roles")
     if model.config.get_text_config() is not model.config:

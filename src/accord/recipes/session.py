@@ -11,6 +11,7 @@ from accord.algorithms import Metrics
 from accord.config import PPORecipe, build, load
 from accord.data import EncodedPrompt
 from accord.errors import ConfigError, DataError, RewardError
+from accord.model.card import write_card
 from accord.model.device import choose_device
 from accord.model.export import save_policy
 from accord.recipes.build import check_context, open_model
@@ -131,4 +132,5 @@ class PPO:
     def save(self, folder: str | Path) -> Path:
         """Write the policy as a PEFT adapter or a Hugging Face model, with its tokenizer; returns the folder."""
         save_policy(self.roles, Path(folder))
+        write_card(Path(folder), tags=("ppo",), trained_from=self.recipe.model.source)
         return Path(folder)

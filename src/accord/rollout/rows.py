@@ -133,4 +133,5 @@ class _Decoder:
 
 def _keep(cache: DynamicCache | EncoderDecoderCache, kept: list[int], device: torch.device) -> None:
     """Leave only some rows in a cache. `reorder_cache` is the one operation that every kind of layer has."""
-    cache.reorder_cache(torch.tensor(kept, device=device))
+    rows: Any = torch.tensor(kept, device=device)
+    cache.reorder_cache(rows)
