@@ -83,8 +83,7 @@ def test_a_reward_model_is_trained_and_used(family: str, model_folder: Callable[
     assert torch.isfinite(torch.tensor(done.metrics[0]["env/reward_mean"]))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("kind", PAIRED)
+@pytest.mark.parametrize(("kind", "family"), [(kind, family) for kind in PAIRED for family in FAMILIES])
 def test_methods_on_pairs(kind: str, family: str, model_folder: Callable[[str], Path], tmp_path: Path) -> None:
     done = run(kind, model_folder(family), tmp_path, ONE_STEP)
     assert saved_weights(done.model)
