@@ -9,16 +9,18 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from accord.algorithms import SFT
+from accord.algorithms import PPO, SFT
 from accord.batch import TokenBatch
-from accord.config import LoraConfig, ModelConfig, TrainConfig
+from accord.config import CriticConfig, LoraConfig, ModelConfig, PPOConfig, ReferenceConfig, TrainConfig
 from accord.data import TokenSequence
 from accord.errors import ConfigError
 from accord.losses import router_balance
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
 from accord.training.learner import Learner
+from accord.types import Rollout
 
+CPU = torch.device("cpu")
 TRAIN = TrainConfig(learning_rate=1e-2, warmup=0, schedule="constant", max_grad_norm=None)
 LENGTHS = (9, 4, 12, 4, 7, 3)
 EXPERTS = ("mixtral", "qwen3_moe", "jamba")
@@ -141,3 +143,29 @@ def test_by_hand() -> None:
         probabilities_E=torch.full((4,), 2.0), choices_E=torch.full((4,), 4.0), routed=torch.tensor(8.0), coef=1.0
     )
     assert float(even) == pytest.approx(2.0), "two choices a token, evenly spread"
+
+
+@pytest.mark.parametrize("warming_up", [False, True])
+def test_the_critic_and_the_warm_up_are_left_alone(warming_up: bool, model_folder, shake) -> None:
+    """The critic's adapter sits on the same trunk, and so behind the same routers."""
+    found = []
+    for coef in (0.0, 0.7):
+        torch.manual_seed(0)
+        roles = Roles(ModelConfig(path=str(model_folder("mixtral")), router_aux_coef=coef), LoraConfig(r=4), CPU)
+        critic = CriticConfig(source="policy_trunk" if warming_up else "adapter")
+        roles.add_policy(critic)
+        roles.add_reference(ReferenceConfig())
+        roles.add_critic(critic)
+        algorithm = PPO(PPOConfig(value_warmup=int(warming_up)), critic_on_trunk=warming_up)
+        learner = Learner(roles, algorithm, TRAIN, 10)
+        shake(learner.weights.values())
+        rollouts = [
+            Rollout(e.input_ids[:2], e.input_ids[2:], (-1.0,) * (len(e) - 2), "stop", "p", "r", score=0.3 * i - 0.5)
+            for i, e in enumerate(examples())
+        ]
+        found.append(gradients(learner, algorithm.prepare(rollouts, Scorer(roles, 4096))[0]))
+    (without, _), (balanced, metrics) = found
+    alone = [name for name in without if warming_up or name.startswith("critic.")]
+    assert alone and all(torch.equal(without[name], balanced[name]) for name in alone)
+    assert ("moe/aux_loss" in metrics) == (not warming_up)
+    assert warming_up or any(not torch.equal(without[name], balanced[name]) for name in without)
