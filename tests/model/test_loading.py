@@ -16,6 +16,7 @@ from accord.config import ModelConfig
 from accord.errors import ModelError
 from accord.model.attention import SEGMENTS
 from accord.model.loading import is_scorer, load_tokenizer, load_weights, locate, trunk_of, weight_type
+from accord.model.reading import read, way_of
 
 CPU = torch.device("cpu")
 
@@ -173,7 +174,7 @@ def test_transforms_of_the_logits_are_refused(own_folder: Path, key: str) -> Non
     "config",
     [
         transformers.BloomConfig(vocab_size=32, hidden_size=16, n_layer=1, n_head=2),
-        transformers.CodeGenConfig(vocab_size=32, n_embd=16, n_layer=1, n_head=2, rotary_dim=4),
+        transformers.CodeGenConfig(vocab_size=32, n_embd=16, n_layer=1, n_head=4, rotary_dim=4),
         transformers.MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1),
         transformers.Lfm2Config(
             vocab_size=32,
@@ -187,10 +188,16 @@ def test_transforms_of_the_logits_are_refused(own_folder: Path, key: str) -> Non
     ],
     ids=lambda config: config.model_type,
 )
-def test_models_that_would_mix_packed_sequences_are_refused(config, tmp_path: Path) -> None:
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="in which packed sequences would see each other"):
-        load_weights(str(tmp_path), torch.float32, CPU)
+def test_models_that_would_mix_packed_sequences_are_read_in_rows(config, tmp_path: Path, batch) -> None:
+    plain = AutoModelForCausalLM.from_config(config)
+    plain.save_pretrained(tmp_path)
+    trunk = trunk_of(load_weights(str(tmp_path), torch.float32, CPU)).eval()
+    assert way_of(trunk) == "rows"
+    batch = batch.with_streams(input_ids_T=batch.input_ids_T % 32)
+    rows = batch.input_ids_T.split(batch.lengths_N.tolist())
+    with torch.no_grad():
+        alone = torch.cat([plain.eval().base_model(ids[None], use_cache=False).last_hidden_state[0] for ids in rows])
+        torch.testing.assert_close(read(trunk, batch), alone, atol=1e-5, rtol=1e-4)
 
 
 def test_what_is_a_scorer(model_folder, policy_adapter: Path, reward_adapter: Path, reward_model: Path) -> None:

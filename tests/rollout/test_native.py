@@ -177,7 +177,7 @@ def test_a_stop_text_of_many_bytes_is_seen(model_folder, tokenizer, monkeypatch)
     assert end >= 30
     said = iter(spoken)
     monkeypatch.setattr(
-        "accord.rollout.native.sample_tokens", lambda *_: (torch.tensor([next(said)]), torch.tensor([-1.0]))
+        "accord.rollout.drawing.sample_tokens", lambda *_: (torch.tensor([next(said)]), torch.tensor([-1.0]))
     )
     done = NativeEngine(roles_of(model_folder("llama")), 1).generate(
         [Request((5,), 0)], Sampling(len(spoken), stop_texts=(text,))

@@ -71,6 +71,10 @@ KINDS = {
         "rejection",
         {"algorithm": {"minibatches": 1}, "train": {"iterations": 3, "batch_size": 12, "learning_rate": 1e-3}},
     ),
+    "experts": (
+        "sft",
+        {"model": {"router_aux_coef": 5.0}, "train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3}},
+    ),
     "ppo": (
         "ppo",
         {
@@ -83,13 +87,13 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def runs(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tuple[Run, Run]]]:
+def runs(base: Path, model_folder, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tuple[Run, Run]]]:
     """Each kind once in this process and once on two ranks; all in one torchrun, which saves starts."""
     root = tmp_path_factory.mktemp("ranks")
     script, files, singles = root / "rank.py", [], {}
     script.write_text(RANK)
     for name, (kind, over) in KINDS.items():
-        config = recipe_dict(kind, base, root / name, over)
+        config = recipe_dict(kind, model_folder("mixtral") if name == "experts" else base, root / name, over)
         if name == "process":
             config["data"]["path"] = write_rows(root / name / "steps.jsonl", steps())
         if "ptx" in config:

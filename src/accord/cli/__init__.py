@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "merge": ("accord.cli.merge", "fold an adapter into its base"),
     "data": ("accord.cli.data", "check a file of feedback before you train on it; make one of a Stack Exchange dump"),
     "serve-reward": ("accord.cli.serve_reward", "rewards over HTTP, for policies of any tokenizer"),
+    "export": ("accord.cli.export", "check a saved model, write its card, push it to the hub"),
     "report": ("accord.cli.report", "make a run's report.html again"),
 }
 """Command -> the module that runs it, and one line of help."""
@@ -45,7 +46,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 GROUPS = {
     "Start here": ("quickstart",),
     "Train": tuple(name for name, (module, _) in COMMANDS.items() if module == "accord.cli.train"),
-    "Use": ("generate", "chat", "serve-reward", "merge"),
+    "Use": ("generate", "chat", "serve-reward", "merge", "export"),
     "Look": ("data", "report"),
 }
 

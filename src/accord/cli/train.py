@@ -56,12 +56,13 @@ def _dry_run(command: str, recipe: Recipe) -> int:
     """Check all that can be checked without weights, and print what would run."""
     from accord.model.loading import locate
     from accord.recipes.build import check_training
+    from accord.recipes.family import check_family
     from accord.training.run import refuse_used
 
     print(dump(recipe), end="")
     check_training(recipe.train)
     refuse_used(Path(recipe.output))
-    location = locate(recipe.model.path)
+    location = locate(recipe.model.source)
     on = f" on {location.base}" if location.adapter else ""
     print(f"# model: {location.adapter or location.base}{on}")
     for section in ("reference", "critic"):
@@ -73,6 +74,8 @@ def _dry_run(command: str, recipe: Recipe) -> int:
 
         check_critic(recipe)
         _check_rewards(command, recipe)
+    if Path(location.base).exists():  # what is on the hub is fetched by a run, not by its rehearsal
+        check_family(recipe)
     for line in _data_lines(recipe):
         print(f"# data: {line}")
     for warning in recipe.warnings():

@@ -21,6 +21,25 @@ class ModelConfig(Section):
     """For a tokenizer without a chat template: `chatml`, `transcript` (as HH-RLHF writes), or the path of a jinja file."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint. Off unless you have read that code."""
+    gguf_file: str | None = None
+    """The GGUF file to read, if `path` is a folder or hub name that holds one; `path` may also be the file itself. Its weights
+    are dequantised on loading."""
+    router_aux_coef: float | None = Field(None, ge=0)
+    """Weight of the load-balancing loss of a mixture-of-experts policy (Switch Transformers, arXiv:2101.03961, equation 4).
+    `null`: the checkpoint's own `router_aux_loss_coef`. 0: off."""
+
+    @property
+    def source(self) -> str:
+        """Where the base is: `path`, or the GGUF file in it."""
+        return self.path if self.gguf_file is None else f"{self.path}/{self.gguf_file}"
+
+    @model_validator(mode="after")
+    def _file_fits(self) -> Self:
+        if self.gguf_file is not None and (not self.gguf_file.endswith(".gguf") or self.path.endswith(".gguf")):
+            raise ValueError(
+                "`gguf_file` names a .gguf file in the folder or repository `path`; where `path` is the file, leave it out"
+            )
+        return self
 
 
 class LoraConfig(Section):

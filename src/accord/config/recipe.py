@@ -40,6 +40,9 @@ class Recipe(Section):
     placement: PlacementConfig = PlacementConfig()
     output: str
     """Run directory: config, metrics, checkpoints, the model and the report go there."""
+    push: str | None = None
+    """Repository on the Hugging Face hub, such as `me/my-model`: the model is pushed there when the run ends. A repository that
+    is not there yet is made, private."""
     seed: int = Field(0, ge=0)
     """Same seed, same run."""
 

@@ -17,6 +17,7 @@ from accord.losses.orpo import orpo
 from accord.losses.ppo import kl_penalty, ppo_policy, ppo_value
 from accord.losses.reward import bradley_terry, process_reward
 from accord.losses.rloo import rloo
+from accord.losses.router import router_balance
 from accord.losses.sft import sft
 from accord.losses.simpo import simpo
 
@@ -25,6 +26,7 @@ __all__ = [
     "bco",
     "bradley_terry",
     "cpo",
+    "distill",
     "dpo",
     "grpo",
     "kl_penalty",
@@ -35,8 +37,8 @@ __all__ = [
     "ppo_value",
     "process_reward",
     "rloo",
+    "router_balance",
     "sft",
     "simpo",
     "token_weights",
 ]
-__all__ = ["bradley_terry", "distill", "grpo", "kl_penalty", "ppo_policy", "ppo_value", "rloo", "sft", "token_weights"]

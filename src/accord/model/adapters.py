@@ -16,7 +16,16 @@ from transformers import PreTrainedModel
 
 from accord.config import LoraConfig, ModelConfig
 from accord.errors import ConfigError, ModelError
-from accord.model.loading import distinct_padding, is_scorer, load_tokenizer, load_weights, locate, quiet_progress
+from accord.model.card import write_card
+from accord.model.loading import (
+    distinct_padding,
+    is_scorer,
+    load_tokenizer,
+    load_weights,
+    locate,
+    quiet_progress,
+    trunk_of,
+)
 from accord.model.score_facts import read_facts, write_facts
 
 WEIGHTS = "adapter_model.safetensors"
@@ -44,6 +53,9 @@ class AdapterSet:
             ConfigError: no module of the model has a name that the adapter targets.
         """
         config.base_model_name_or_path = self.base_path
+        config.task_type = config.task_type or task_type(self.model)
+        if config.target_modules == "all-linear":
+            config.exclude_modules = _unsuited(self.model)
         try:
             if self.wrapped is None:
                 self.wrapped = peft.get_peft_model(self.model, config, adapter_name=name)
@@ -59,7 +71,7 @@ class AdapterSet:
         config = peft.PeftConfig.from_pretrained(str(folder))
         if not isinstance(config, peft.LoraConfig):
             raise ModelError(f"{folder} is a {config.peft_type} adapter; roles on a shared base take LoRA")
-        config.modules_to_save, config.task_type, config.inference_mode = None, "CAUSAL_LM", False
+        config.modules_to_save, config.task_type, config.inference_mode = None, task_type(self.model), False
         self.add(name, config)
         if not (folder / WEIGHTS).is_file():
             raise ModelError(f"{folder} holds an adapter's config, but not its weights: there is no {WEIGHTS}")
@@ -130,6 +142,20 @@ class AdapterSet:
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, folder / WEIGHTS)
 
 
+def _unsuited(model: PreTrainedModel) -> list[str] | None:
+    """Linear layers that `all-linear` leaves out: those of an image tower, which no text reaches, and Mamba's `out_proj`,
+    whose weight its fused kernels read past any adapter."""
+    inside = {id(module) for module in trunk_of(model).modules()}
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and id(module) not in inside and module is not model.get_output_embeddings()
+    ]
+    if "mamba" in model.config.model_type:
+        names.append("out_proj")
+    return names or None
+
+
 def lora_config(config: LoraConfig) -> peft.LoraConfig:
     """The recipe's adapter as peft's config."""
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)
@@ -138,8 +164,12 @@ def lora_config(config: LoraConfig) -> peft.LoraConfig:
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft computes alpha / r, whatever the type
         lora_dropout=config.dropout,
         target_modules=targets,
-        task_type="CAUSAL_LM",
     )
+
+
+def task_type(model: PreTrainedModel) -> str:
+    """peft's name of what a base does, from which its automatic classes choose theirs."""
+    return "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
 
 
 def merge(adapter: Path, output: Path, dtype: torch.dtype, trust_remote_code: bool = False) -> Path:
@@ -171,4 +201,5 @@ def merge(adapter: Path, output: Path, dtype: torch.dtype, trust_remote_code: bo
     facts = read_facts(location) if scorer else None
     if facts is not None:
         write_facts(output, facts)
+    write_card(output, trained_from=location.base)
     return output

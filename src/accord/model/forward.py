@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from accord.batch import TokenBatch
-from accord.model.attention import packed_arguments
 from accord.model.heads import ScalarHead
+from accord.model.reading import output_scale, read
 from accord.ops.divergence import generalised_jsd
 from accord.ops.logprobs import token_logprobs
 
@@ -132,8 +132,15 @@ def teach(role: Role, batch: TokenBatch, beta: float) -> Teacher:
 
 
 def hidden_states(role: Role, batch: TokenBatch) -> Tensor:
-    """Last hidden states [T, H] of a packed batch, in the trunk's type."""
-    return role.trunk(**packed_arguments(batch)).last_hidden_state[0]
+    """Last hidden states [T, H] of a batch, in the trunk's type, as the role's output layer reads them."""
+    return for_output(role, read(role.trunk, batch))
+
+
+def for_output(role: Role, hidden: Tensor) -> Tensor:
+    """Hidden states [..., H] as the role's output layer reads them: scaled, in families that scale. Roles without an output
+    layer read them as they are, as transformers' classifiers do."""
+    scale = output_scale(role.trunk) if role.output is not None else 1.0
+    return hidden if scale == 1.0 else hidden * scale
 
 
 def _spread(values_K: Tensor, targets_K: Tensor, batch: TokenBatch) -> Tensor:

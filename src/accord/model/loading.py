@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -25,8 +28,10 @@ from transformers.utils import logging as transformers_logging
 from accord.config import ModelConfig
 from accord.errors import ModelError
 from accord.model.attention import choose_attention
+from accord.model.reading import SCALES, Reading, choose_reading, way_of
 
 ADAPTER_CONFIG = "adapter_config.json"
+GGUF = ".gguf"
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Location:
     """What a model path points to."""
 
     base: str
-    """Folder or hub name of the weights."""
+    """Folder or hub name of the weights, or the path of a GGUF file, which may lie in a hub repository too."""
     adapter: Path | None = None
     """Folder of a PEFT adapter on that base, if the path named one."""
 
@@ -46,6 +51,8 @@ def locate(path: str) -> Location:
         ModelError: a path that is none of them; names the nearest folder that exists.
     """
     folder = Path(path).expanduser()
+    if path.endswith(GGUF):
+        return _locate_gguf(path, folder)
     if (folder / ADAPTER_CONFIG).is_file():
         base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
         if not base:
@@ -55,7 +62,8 @@ def locate(path: str) -> Location:
     if (folder / "config.json").is_file():
         return Location(str(folder))
     if folder.is_dir():
-        hint = next((str(sub) for sub in sorted(folder.glob("*")) if (sub / "config.json").is_file()), None)
+        inside = sorted(folder.glob("*"))
+        hint = next((str(sub) for sub in inside if (sub / "config.json").is_file() or sub.suffix == GGUF), None)
         also = f"; did you mean {hint}?" if hint else ""
         raise ModelError(f"{folder} holds no model: there is no config.json or {ADAPTER_CONFIG} in it{also}")
     if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1 or folder.parent.is_dir():
@@ -63,10 +71,29 @@ def locate(path: str) -> Location:
     return Location(path)
 
 
+def _locate_gguf(path: str, file: Path) -> Location:
+    if not file.is_file():
+        on_hub = not file.is_absolute() and not path.startswith((".", "~")) and path.count("/") == 2
+        if not on_hub or file.parent.parent.is_dir():
+            raise ModelError(f"no GGUF file at {path}{_nearest(file)}")
+    if find_spec("gguf") is None:
+        raise ModelError(f"{path} is a GGUF file, and reading it needs the package gguf: pip install 'accord[gguf]'")
+    return Location(str(file) if file.is_file() else path)
+
+
+def source_of(base: str) -> tuple[str, dict[str, str]]:
+    """What transformers' `from_pretrained` takes for a base: a folder or hub name, and the GGUF file in it if it is one."""
+    if not base.endswith(GGUF):
+        return base, {}
+    folder, _, name = base.rpartition("/")
+    return folder or ".", {"gguf_file": name}
+
+
 def _nearest(folder: Path) -> str:
     parent = next(p for p in (folder.parent, *folder.parent.parents) if p.is_dir())
     wanted = folder.relative_to(parent).parts[0] if parent != Path() else folder.parts[0]
-    near = difflib.get_close_matches(wanted, [p.name for p in parent.iterdir() if p.is_dir()], n=1)
+    names = [p.name for p in parent.iterdir() if p.is_dir() or p.suffix == GGUF]
+    near = difflib.get_close_matches(wanted, names, n=1)
     return f"; did you mean {parent / near[0]}?" if near else f": {parent.resolve()} has no {wanted!r}"
 
 
@@ -77,9 +104,9 @@ def load_tokenizer(config: ModelConfig, location: Location) -> PreTrainedTokeniz
         ModelError: none can be loaded, or it has no EOS token (nothing could ever end).
     """
     own = location.adapter is not None and (location.adapter / "tokenizer_config.json").is_file()
-    source = str(location.adapter) if own else location.base
+    source, file = (str(location.adapter), {}) if own else source_of(location.base)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code, **file)
     except (OSError, ValueError) as error:
         raise ModelError(f"no tokenizer could be loaded from {source}: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None:
@@ -104,8 +131,9 @@ def read_config(base: str, trust_remote_code: bool = False) -> Any:
     Raises:
         ModelError: it cannot be read.
     """
+    source, file = source_of(base)
     try:
-        return AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **file)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read the model {base}: {_first_line(error)}") from error
 
@@ -127,7 +155,7 @@ def load_weights(
     headless: bool = False,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """Load a causal language model, or a sequence classifier with one label, with packed attention.
+    """Load a language model, or a sequence classifier with one label, for the way it reads (see `accord.model.reading`).
 
     Args:
         base: folder or hub name.
@@ -138,23 +166,25 @@ def load_weights(
         trust_remote_code: see `ModelConfig`.
 
     Raises:
-        ModelError: it cannot be loaded, lacks weights, would mix packed sequences, or a scorer has more than one label.
+        ModelError: it cannot be loaded, lacks weights, its family cannot do what is asked, or a scorer has more than one label.
     """
     config = read_config(base, trust_remote_code)
-    automatic = AutoModelForSequenceClassification if scorer else AutoModelForCausalLM
-    _refuse_unsupported(base, config)
+    reading = read_family(base, config, scorer, trust_remote_code)
     if scorer and not headless and config.num_labels != 1:
         raise ModelError(f"{base} has {config.num_labels} labels; a reward model has one (num_labels = 1)")
+    source, file = source_of(base)
     try:
         with quiet_progress():
-            loaded: Any = automatic.from_pretrained(
-                base,
+            loaded: Any = _automatic(config, scorer).from_pretrained(
+                source,
                 dtype=dtype,
-                attn_implementation=choose_attention(device, dtype),
+                attn_implementation=_attention(reading, device, dtype),
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
                 **({"num_labels": 1} if headless else {}),
+                **file,
+                **({"quantization_config": GgufConfig(dequantize=True)} if file else {}),
             )
     except (OSError, ValueError) as error:
         raise ModelError(f"the model {base} cannot be loaded: {_first_line(error)}") from error
@@ -165,7 +195,6 @@ def load_weights(
             f"{base} does not hold all weights of a {type(model).__name__}: {len(missing)} are missing, such as "
             f"{min(missing)}, and random ones would take their place"
         )
-    _refuse_mixing(base, model)
     model.to(device)  # type: ignore[arg-type]
     return model
 
@@ -182,31 +211,83 @@ def quiet_progress() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _refuse_unsupported(base: str, config: Any) -> None:
-    """Refuse what would be silently wrong: the output layer's result is computed here, so each transform must be known."""
+def read_family(base: str, config: Any, scorer: bool = False, trust_remote_code: bool = False) -> Reading:
+    """How a model will be read, and whether its family can do what is asked; before any weight is loaded.
+
+    Raises:
+        ModelError: it cannot, with the reason.
+    """
+    text = config.get_text_config()
     for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        value = getattr(config, key, None)
-        if value not in (None, 0, 1, 1.0):
+        value = getattr(text, key, None)
+        if value not in (None, 0, 1, 1.0) and (key == "final_logit_softcapping" or text.model_type not in SCALES):
             raise ModelError(
-                f"{base}: its config sets {key} = {value}, a transform of the logits that is not supported"
+                f"{base}: its config sets {key} = {value}, a transform of the logits that is not supported for "
+                f"{text.model_type}: log-probabilities are computed from the output layer here, and would leave it out"
             )
+    if scorer:
+        refuse_scorer(base, config)
+    try:
+        with torch.device("meta"):
+            skeleton = _automatic(config, scorer).from_config(config, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        raise ModelError(f"{base} is no model of a kind that is needed here: {_first_line(error)}") from error
+    return choose_reading(base, skeleton)
 
 
-def _refuse_mixing(base: str, model: PreTrainedModel) -> None:
-    """Refuse models whose layers would let packed sequences see each other: all that is not replaceable attention."""
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-    odd = sorted(kinds - {"full_attention", "sliding_attention"})
-    if odd or model._is_stateful or not model._supports_attention_backend:
-        why = f"layers of type {', '.join(odd)}" if odd else "layers that are not transformers' replaceable attention"
-        raise ModelError(f"{base}: a {type(model).__name__} has {why}, in which packed sequences would see each other")
+def refuse_scorer(base: str, config: Any) -> None:
+    """Refuse families that transformers has no sequence classifier for with a `score` layer at the last token.
+
+    Raises:
+        ModelError: with the reason and another way.
+    """
+    instead = "train the reward model on another base, or use a reward function"
+    if config.is_encoder_decoder:
+        raise ModelError(
+            f"{base} is an encoder-decoder model ({config.model_type}), whose classifier in transformers reads no score at "
+            f"the last token, so a reward model could not be saved for it; {instead}"
+        )
+    remote = getattr(config, "auto_map", None) or {}
+    known = type(config) in AutoModelForSequenceClassification._model_mapping
+    if not known and AutoModelForSequenceClassification.__name__ not in remote:
+        raise ModelError(
+            f"{base}: transformers has no sequence classifier for {config.model_type}, so a reward model could not be saved "
+            f"for it; {instead}"
+        )
+
+
+def _automatic(config: Any, scorer: bool) -> Any:
+    if scorer:
+        return AutoModelForSequenceClassification
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def _attention(reading: Reading, device: torch.device, dtype: torch.dtype) -> str | None:
+    """transformers' name of the attention; `None` leaves the choice to it."""
+    if reading.way == "packed":
+        return choose_attention(device, dtype)
+    return "eager" if reading.eager else None
 
 
 def trunk_of(model: PreTrainedModel) -> nn.Module:
-    """The part of a model that turns token ids into hidden states."""
-    trunk = model.base_model
+    """The part of a model that turns token ids into hidden states.
+
+    That is the text model of one that reads images too, and for an encoder-decoder model the whole, which holds both stacks.
+    """
+    if way_of(model) == "encoder-decoder":
+        return model
+    trunk: Any = model.base_model
     if trunk is model:
         raise ModelError(f"{type(model).__name__} has no separate trunk below its head, so it cannot carry roles")
+    if model.config.get_text_config() is not model.config:
+        return trunk.get_decoder()
     return trunk
+
+
+def head_size(model: PreTrainedModel) -> int:
+    """Width of the hidden states that heads read, which OPT's smallest model narrows before its output layer."""
+    config: Any = model.config.get_text_config()
+    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
 
 
 def _first_line(error: Exception) -> str:

@@ -17,7 +17,17 @@ from accord.model.adapters import AdapterSet, lora_config
 from accord.model.critic import read_value_head, saved_critic
 from accord.model.forward import Role
 from accord.model.heads import ScalarHead
-from accord.model.loading import Location, is_scorer, load_tokenizer, load_weights, locate, trunk_of, weight_type
+from accord.model.loading import (
+    Location,
+    head_size,
+    is_scorer,
+    load_tokenizer,
+    load_weights,
+    locate,
+    refuse_scorer,
+    trunk_of,
+    weight_type,
+)
 from accord.model.sharing import share_layers
 
 START = "start"
@@ -41,7 +51,7 @@ class Roles:
             ModelError: the model or its tokenizer cannot be loaded.
         """
         self.config, self.device, self.adapter_config = config, device, adapter
-        self.location = locate(config.path)
+        self.location = locate(config.source)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(config, self.location)
         self.dtype = weight_type(config, self.location, trained=adapter is None)
         self.model: PreTrainedModel = self._load(self.location, trained=adapter is None)
@@ -100,7 +110,7 @@ class Roles:
             self.adapters.add(name, lora_config(self.adapter_config))
 
     def _new_head(self, weight: torch.Tensor | None = None) -> ScalarHead:
-        return ScalarHead(self.model.config.get_text_config().hidden_size, weight).to(self.device)
+        return ScalarHead(head_size(self.model), weight).to(self.device)
 
     def _output_layer(self) -> nn.Linear:
         layer = self.model.get_output_embeddings()
@@ -168,7 +178,12 @@ class Roles:
         return ScalarHead(layer.in_features, layer.weight).to(self.device)
 
     def add_scorer(self, stepwise: bool = False) -> None:
-        """A reward model that learns: own adapter (or the base itself) and a score head."""
+        """A reward model that learns: own adapter (or the base itself) and a score head.
+
+        Raises:
+            ModelError: the base's family has no sequence classifier in transformers that could be saved.
+        """
+        refuse_scorer(self.location.base, self.model.config)
         self._new_adapter("reward")
         adapter = "reward" if self.adapter_config is not None else None
         head = self._new_head()
@@ -184,8 +199,7 @@ class Roles:
             assert config.path is not None
             scorer = config.start == "reward" or is_scorer(locate(config.path), self.config.trust_remote_code)
             model = self._own_model(config.path, scorer, trained=True)
-            hidden = model.config.get_text_config().hidden_size
-            head = self._new_head_for(model) if scorer else ScalarHead(hidden).to(self.device)
+            head = self._new_head_for(model) if scorer else ScalarHead(head_size(model)).to(self.device)
             self.roles["critic"] = Role("critic", trunk_of(model), value_head=head, shared=False, trains=True)
             return
         if config.start == "reward":

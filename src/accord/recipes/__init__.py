@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from accord.config import RECIPES, Recipe, load
 from accord.config import build as build_recipe
-from accord.errors import ConfigError
+from accord.errors import AccordError, AccordWarning, ConfigError
+from accord.model.publish import check_folder, check_push, push
 from accord.recipes import (
     bco,
     cpo,
@@ -68,10 +70,27 @@ def train(recipe: Recipe | Mapping[str, Any] | str | Path, *, resume: bool = Fal
     recipe = recipe if isinstance(recipe, Recipe) else _read(recipe)
     directory = RunDirectory(recipe, resume)
     try:
+        if recipe.push is not None:
+            check_push(recipe.push)
         parts = BUILDERS[recipe.algorithm.type](recipe)
-        return run_loop(parts, directory, write_report, resume=resume, quiet=quiet)
+        run = run_loop(parts, directory, write_report, resume=resume, quiet=quiet)
+        if recipe.push is not None and parts.learner.ranks.first:
+            _push(run, recipe.push, quiet)
+        return run
     finally:
         directory.close()
+
+
+def _push(run: Run, repo: str, quiet: bool) -> None:
+    """Put the model on the hub; a failure is told, and costs nothing of the run."""
+    try:
+        notes = check_folder(run.model)
+        address = push(run.model, repo, private=True)
+    except AccordError as error:
+        warnings.warn(str(error), AccordWarning, stacklevel=3)
+        return
+    if not quiet:
+        print("\n".join([f"pushed: {address}", *(f"note: {note}" for note in notes)]))
 
 
 def _read(config: Mapping[str, Any] | str | Path) -> Recipe:

@@ -16,6 +16,7 @@ from accord.errors import ConfigError, ModelError
 from accord.model.device import choose_device
 from accord.model.loading import load_tokenizer, locate, read_config
 from accord.model.roles import Roles
+from accord.recipes.family import check_family, reading_facts
 from accord.training.loop import seed_everything
 from accord.training.optim import check_optimizer
 from accord.training.parallel import Ranks
@@ -102,6 +103,7 @@ def check_training(train: TrainConfig) -> None:
 def start(recipe: Recipe) -> tuple[Roles, Encoder, Ranks]:
     """Check what needs no weights, choose the device, join the other ranks, and open the model."""
     check_training(recipe.train)
+    check_family(recipe)
     device = choose_device(recipe.placement)
     ranks = Ranks.from_environment() if recipe.placement.type == "torchrun" else Ranks()
     return *open_model(recipe.model, recipe.adapter, device, recipe.seed), ranks
@@ -166,9 +168,9 @@ def model_facts(recipe: Recipe, roles: Roles, weights: Mapping[str, nn.Parameter
     learnt = sum(parameter.numel() for parameter in weights.values())
     kind = "all weights" if recipe.adapter is None else f"{recipe.adapter.method} r={recipe.adapter.r}"
     return {
-        "model": f"{recipe.model.path} ({total / 1e6:.1f}M parameters, {str(roles.dtype).removeprefix('torch.')})",
+        "model": f"{recipe.model.source} ({total / 1e6:.1f}M parameters, {str(roles.dtype).removeprefix('torch.')})",
         "learns": f"{learnt / 1e6:.2f}M parameters ({kind}), learning rate {recipe.train.learning_rate:g}",
         "device": f"{roles.device}, {torch.get_num_threads()} threads"
         if roles.device.type == "cpu"
         else str(roles.device),
-    }
+    } | reading_facts(roles)

@@ -14,6 +14,7 @@ from accord.algorithms import Metrics
 from accord.config import PPORecipe, build, dump, load
 from accord.data import EncodedPrompt
 from accord.errors import AccordWarning, ConfigError, DataError, RewardError, RunError
+from accord.model.card import write_card
 from accord.model.device import choose_device
 from accord.model.export import save_policy_and_critic
 from accord.recipes.build import check_context, check_training, open_model
@@ -201,6 +202,7 @@ class PPO:
         policy that was saved. For a continuation as if there had been no break see `save_state`.
         """
         save_policy_and_critic(self.roles, Path(folder))
+        write_card(Path(folder), tags=("ppo",), trained_from=self.recipe.model.source)
         return Path(folder)
 
     def save_state(self, folder: str | Path) -> Path:

@@ -4,40 +4,31 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from accord.batch import TokenBatch
 from accord.errors import GenerationError
 from accord.model.attention import packed_arguments
 from accord.model.forward import Role
+from accord.model.reading import way_of
 from accord.model.roles import Roles
 from accord.rollout.cache import RowCache
+from accord.rollout.drawing import Response, draw, ending
 from accord.rollout.protocol import Completion, OnToken, Progress, Request, Sampling
-from accord.rollout.sampling import sample_tokens
+from accord.rollout.rows import generate_in_rows
 from accord.types import FinishReason
-
-
-@dataclass(slots=True)
-class _Sequence:
-    """A response in the making."""
-
-    index: int
-    uniforms: Tensor
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
 
 
 class NativeEngine:
     """Continuous batching over one cache: finished sequences leave at once, waiting prompts take their place.
 
     Prompts go through the model packed, end to end; sequences in flight lie left-aligned in the cache, one row each, and a
-    step computes one token for each. No padding token is ever computed.
+    step computes one token for each. No padding token is ever computed. Models that cannot be packed are decoded in rows of
+    one length instead, see `generate_in_rows`.
 
     Args:
         roles: the models; `role` names the one that samples.
@@ -75,6 +66,8 @@ class NativeEngine:
             if not request.prompt_ids:
                 raise GenerationError(f"request {index} has an empty prompt: a model predicts from at least one token")
         with torch.no_grad(), self.roles.use(self.role) as role:
+            if way_of(role.trunk) != "packed":
+                return generate_in_rows(self.roles, role, requests, sampling, self.max_sequences, progress, on_token)
             return _Generation(self, role, requests, sampling, progress, on_token).run()
 
 
@@ -95,7 +88,7 @@ class _Generation:
         self.device = engine.roles.device
         self.tokenizer: PreTrainedTokenizerBase = engine.roles.tokenizer
         self.waiting = deque(range(len(requests)))
-        self.flying: list[_Sequence] = []
+        self.flying: list[Response] = []
         self.finished: list[Completion | None] = [None] * len(requests)
         longest = max((len(request.prompt_ids) for request in requests), default=0) + sampling.max_new_tokens
         self.cache = RowCache(min(engine.max_sequences, max(len(requests), 1)), longest)
@@ -131,12 +124,8 @@ class _Generation:
         arguments = packed_arguments(batch) | {"past_key_values": self.cache}
         hidden_TH = self.role.trunk(**arguments).last_hidden_state[0]
         first = len(self.flying)
-        self.flying += [_Sequence(index, self._uniforms(self.requests[index].seed)) for index in chosen]
+        self.flying += [Response.begin(index, self.requests[index], self.sampling) for index in chosen]
         self._draw(hidden_TH[batch.cu_seqlens[1:].long() - 1], first)
-
-    def _uniforms(self, seed: int) -> Tensor:
-        """All random numbers of a response, from its own seed."""
-        return torch.rand(self.sampling.max_new_tokens, generator=torch.Generator().manual_seed(seed))
 
     def _step(self) -> None:
         """One token for each sequence in flight."""
@@ -154,45 +143,20 @@ class _Generation:
 
     def _draw(self, hidden_BH: Tensor, first: int) -> None:
         """Draw the next token of the sequences from number `first` on; those that end leave the batch."""
-        assert self.role.output is not None
-        weight = self.role.output.weight
-        logits = functional.linear(hidden_BH.to(weight.dtype), weight, self.role.output.bias)
         rows = self.flying[first:]
-        uniforms = torch.stack([row.uniforms[len(row.token_ids)] for row in rows]).to(logits.device)
-        tokens, logprobs = sample_tokens(logits, uniforms, self.sampling)
-        for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
-            row.token_ids.append(token)
-            row.logprobs.append(logprob)
-            if logprob != logprob:
-                raise GenerationError(
-                    f"the model gave NaN for token {len(row.token_ids)} of the response to request {row.index}; "
-                    "its weights are not finite: lower train.learning_rate and go on with --resume"
-                )
-        if self.on_token is not None:
-            for row in rows:
-                self.on_token(row.index, row.token_ids[-1])
+        draw(self.role, hidden_BH, rows, self.sampling, self.on_token)
         done = 0
         for position in range(len(self.flying) - 1, first - 1, -1):
-            reason = self._end(self.flying[position])
+            reason = ending(self.flying[position], self.sampling, self.tokenizer)
             if reason is not None:
                 self._finish(position, reason)
                 done += 1
         if self.progress is not None:
             self.progress(done, len(rows))
 
-    def _end(self, row: _Sequence) -> FinishReason | None:
-        if row.token_ids[-1] in self.sampling.stop_ids:
-            return "stop"
-        if self.sampling.stop_texts:
-            longest = max(len(text.encode()) for text in self.sampling.stop_texts)  # a token holds a byte or more
-            tail = self.tokenizer.decode(row.token_ids[-longest - 4 :])
-            if any(text in tail for text in self.sampling.stop_texts):
-                return "stop"
-        return "length" if len(row.token_ids) >= self.sampling.max_new_tokens else None
-
     def _finish(self, position: int, reason: FinishReason) -> None:
         row = self.flying[position]
-        self.finished[row.index] = Completion(tuple(row.token_ids), tuple(row.logprobs), reason)
+        self.finished[row.index] = row.completed(reason)
         moved = self.cache.drop(position)
         self.flying[position] = self.flying[moved]
         self.flying.pop()

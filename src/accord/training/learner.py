@@ -16,6 +16,7 @@ from accord.config import TrainConfig
 from accord.errors import RunError, TrainingError
 from accord.model.forward import Outputs, forward, teach
 from accord.model.roles import Roles
+from accord.training.balance import RouterBalance
 from accord.training.optim import BASE, MakeOptimizer, make_groups, make_optimizer
 from accord.training.parallel import Ranks
 from accord.training.ptx import PTX
@@ -65,6 +66,7 @@ class Learner:
         }
         self.optimizer = make_optimizer(make_groups(self.weights, config, rates or {}), config, optimizer)
         self.schedule = make_schedule(self.optimizer, config, total_steps, scheduler)
+        self.balance = RouterBalance(roles, self.ranks)
         self.steps = 0
 
     def update(self, batch: TokenBatch) -> Metrics:
@@ -108,21 +110,25 @@ class Learner:
         """Gradients of one role over all micro-batches; metrics added up over micro-batches and ranks."""
         totals: dict[str, Tensor] = {}
         with self.roles.use(update.role, train=True) as role:
-            for micro in batch.split(self.config.micro_batch_tokens):
+            micros = batch.split(self.config.micro_batch_tokens)
+            balance = self.balance.step(role, micros, update.heads_only)
+            for micro in micros:
                 micro = micro.to(self.roles.device)
                 teacher = None
                 if update.teacher is not None:
                     with self.roles.use(update.teacher) as other:
                         teacher = teach(other, micro, update.beta)
-                outputs = forward(
-                    role,
-                    micro,
-                    temperature=temperature,
-                    entropy=update.entropy,
-                    detach_trunk=update.heads_only,
-                    teacher=teacher,
-                )
+                with balance.watching():
+                    outputs = forward(
+                        role,
+                        micro,
+                        temperature=temperature,
+                        entropy=update.entropy,
+                        detach_trunk=update.heads_only,
+                        teacher=teacher,
+                    )
                 loss, metrics = loss_of(outputs, micro, denominators)
+                loss, metrics = balance.added(loss, metrics)
                 loss.backward()
                 for name, value in metrics.items():
                     old = totals.get(name)

@@ -22,6 +22,7 @@ from accord.errors import AccordWarning, RunError
 from accord.model.device import peak_memory_gib
 from accord.model.scorer import Scorer
 from accord.rollout.protocol import Engine
+from accord.training.card import write_run_card
 from accord.training.console import Console
 from accord.training.evaluate import with_perplexity
 from accord.training.learner import Learner
@@ -111,6 +112,7 @@ def run_loop(
         if first_rank:
             parts.save(directory.model)
             write_report(directory.path)
+            write_run_card(parts, directory)
             console.summary(_summary(parts, directory))
     return Run(directory.path, read_metrics(directory.path))
 

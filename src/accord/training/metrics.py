@@ -94,6 +94,12 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
         M("optim/steps_taken", "Optimiser steps taken in the iteration; see `ppo/steps_skipped`.",
           "All of them.", "Fewer: the ratio guard skips steps; lower the learning rate."),
     ),
+    "Mixture of experts (a policy with routers)": (
+        M("moe/aux_loss", "Load-balancing loss over the step's tokens, before `model.router_aux_coef`: the number of "
+          "experts a token goes to when all get equally much, up to the number of experts when the same ones get all.",
+          "Stays near where it began, close to the experts per token.",
+          "Rises: experts fall idle; raise `model.router_aux_coef`, or lower the learning rate."),
+    ),
     "Held-out rows (sft, reward)": (
         M("eval/loss", "The training loss on held-out rows.",
           "Falls, and stays close to the training loss.",

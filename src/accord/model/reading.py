@@ -1,0 +1,181 @@
+"""How a model reads a batch: packed end to end, in rows of equal length, or as encoder and decoder.
+
+Packed is fastest, and needs layers that are transformers' replaceable attention. Every other model reads rows: the sequences
+of a batch that have one length go through it together, as [B, L] without padding, so there is no mask that could be wrong.
+Both give each sequence what it would get alone. The way is chosen once, from the model's class, before its weights are read.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from accord.batch import TokenBatch
+from accord.errors import ModelError
+from accord.model.attention import FLASH, SEGMENTS, packed_arguments
+
+Way = Literal["packed", "rows", "encoder-decoder"]
+PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
+ENCODER_DECODERS = ("t5", "mt5", "umt5")
+"""Encoder-decoder families whose decoder starts, stops and scales as `read_pairs` assumes."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The way a model reads, and why it is not packed."""
+
+    way: Way
+    why: str = ""
+    eager: bool = False
+    """Its attention has terms that SDPA leaves out, so transformers' plain implementation is needed."""
+
+
+def choose_reading(base: str, skeleton: PreTrainedModel) -> Reading:
+    """The way a model reads, from its class and config alone; `skeleton` may hold no weights.
+
+    Raises:
+        ModelError: an encoder-decoder family that is not known here.
+    """
+    config: Any = skeleton.config
+    text = config.get_text_config()
+    if config.is_encoder_decoder:
+        if config.model_type not in ENCODER_DECODERS:
+            raise ModelError(
+                f"{base}: of encoder-decoder families {', '.join(ENCODER_DECODERS)} are known here, and not "
+                f"{config.model_type}, whose decoder may start or scale otherwise; take one of these, or a causal model"
+            )
+        return Reading("encoder-decoder", "prompt and response go through stacks of their own")
+    if getattr(text, "attn_logit_softcapping", None) is not None:
+        return Reading("rows", "its attention scores are soft-capped, which packed attention does not compute", True)
+    if any(name.endswith(".sinks") for name, _ in skeleton.named_parameters()):
+        return Reading("rows", "its attention has sinks, which packed attention does not compute", True)
+    odd = sorted(set(getattr(text, "layer_types", None) or ()) - PACKABLE_LAYERS)
+    if odd:
+        return Reading("rows", f"packed sequences would see each other in its layers of type {', '.join(odd)}")
+    if skeleton._is_stateful or not skeleton._supports_attention_backend:
+        return Reading("rows", "its layers are not transformers' replaceable attention, which alone can be packed")
+    return Reading("packed")
+
+
+def way_of(trunk: nn.Module) -> Way:
+    """The way that was chosen for a trunk when it was loaded: its attention implementation tells."""
+    config: Any = getattr(trunk, "config", None)
+    if config is None or getattr(config, "_attn_implementation", SEGMENTS) in (SEGMENTS, FLASH):
+        return "packed"
+    return "encoder-decoder" if config.is_encoder_decoder else "rows"
+
+
+def read(trunk: nn.Module, batch: TokenBatch) -> Tensor:
+    """Last hidden states [T, H] of a batch, in the trunk's type, the way the trunk reads."""
+    way = way_of(trunk)
+    if way == "packed":
+        return trunk(**packed_arguments(batch)).last_hidden_state[0]
+    return read_rows(trunk, batch) if way == "rows" else read_pairs(trunk, batch)
+
+
+def read_rows(trunk: nn.Module, batch: TokenBatch) -> Tensor:
+    """Hidden states [T, H] of sequences that go through the trunk in rows of one length.
+
+    Floating-point sums may depend on the number of rows in their last bits, as in any batch.
+    """
+    bounds = batch.cu_seqlens.tolist()
+    places, parts = [], []
+    for length, members in grouped(range(batch.sequences), lambda n: bounds[n + 1] - bounds[n]):
+        place_BL = torch.tensor(
+            [[bounds[n] + t for t in range(length)] for n in members], device=batch.cu_seqlens.device
+        )
+        parts.append(trunk(input_ids=batch.input_ids_T[place_BL], use_cache=False).last_hidden_state.flatten(0, 1))
+        places.append(place_BL.flatten())
+    return _put_back(parts, places, batch)
+
+
+def read_pairs(model: nn.Module, batch: TokenBatch) -> Tensor:
+    """Decoder states [T, H] of an encoder-decoder model; those of prompt tokens but the last are 0, for there are none.
+
+    What precedes a sequence's first target is the encoder's (see `encoder_input`); the decoder reads its start token and then
+    the rest. So the state before a target token lies one place before it, as in a causal model.
+
+    Raises:
+        ModelError: a sequence without a target, so without a response.
+    """
+    bounds, targets = batch.cu_seqlens.tolist(), batch.target_mask_T.tolist()
+    firsts = [_first_target(targets, n, *bounds[n : n + 2]) for n in range(batch.sequences)]
+    ids = batch.input_ids_T.tolist()
+    device = batch.cu_seqlens.device
+    config: Any = model.config
+    places, parts = [], []
+    for (_, length), members in grouped(range(batch.sequences), lambda n: (firsts[n], bounds[n + 1] - bounds[n])):
+        prompts = [encoder_input(ids[bounds[n] : bounds[n] + firsts[n]], config) for n in members]
+        rest = [[config.decoder_start_token_id, *ids[bounds[n] + firsts[n] : bounds[n] + length]] for n in members]
+        encoded = encode(model, torch.tensor(prompts, device=device))
+        decoder: Any = model.get_decoder()  # type: ignore[operator]
+        states = decoder(
+            input_ids=torch.tensor(rest, device=device), encoder_hidden_states=encoded, use_cache=False
+        ).last_hidden_state
+        parts.append(states.flatten(0, 1))
+        places.append(
+            torch.tensor([bounds[n] + t for n in members for t in range(firsts[n] - 1, length)], device=device)
+        )
+    return _put_back(parts, places, batch)
+
+
+def encode(model: nn.Module, prompts_BL: Tensor) -> Tensor:
+    """Encoder states [B, L, H] of prompts of one length."""
+    encoder: Any = model.get_encoder()  # type: ignore[operator]
+    states: Tensor = encoder(input_ids=prompts_BL).last_hidden_state
+    return states
+
+
+def encoder_input(prompt: Iterable[int], config: Any) -> list[int]:
+    """What the encoder reads: the prompt, closed by EOS as T5's own tokenizer closes each text."""
+    prompt, eos = list(prompt), config.eos_token_id
+    eos = eos[0] if isinstance(eos, list) else eos
+    return prompt if eos is None or prompt[-1:] == [eos] else [*prompt, eos]
+
+
+def grouped(items: Iterable[int], key: Any) -> Iterator[tuple[Any, list[int]]]:
+    """Items that have the same key, in order of first appearance."""
+    groups: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
+    yield from groups.items()
+
+
+def output_scale(trunk: nn.Module) -> float:
+    """Factor of the hidden states as the output layer reads them, which is a factor of the logits: 1 for most families.
+
+    It is told by the family's code and not by a key's name: Granite divides the logits by `logits_scaling`, and HyperCLOVA X
+    multiplies them by it. T5 with tied weights scales its states by d_model**-0.5, mT5 does not.
+    """
+    config: Any = getattr(trunk, "config", None)
+    scale = SCALES.get(getattr(config, "model_type", None))
+    return 1.0 if scale is None else float(scale(config))
+
+
+SCALES: dict[str | None, Callable[[Any], float]] = {
+    "t5": lambda config: config.d_model**-0.5 if config.scale_decoder_outputs else 1.0,
+    "umt5": lambda config: config.d_model**-0.5 if config.tie_word_embeddings else 1.0,
+    "cohere": lambda config: config.logit_scale,
+    "cohere2": lambda config: config.logit_scale,
+    "granite": lambda config: 1 / config.logits_scaling,
+    "granitemoe": lambda config: 1 / config.logits_scaling,
+}
+"""Families whose code scales the logits, by the type of the text model's config."""
+
+
+def _first_target(targets: list[bool], n: int, start: int, end: int) -> int:
+    if True not in targets[start:end]:
+        raise ModelError(f"sequence {n} has no target token, so an encoder-decoder model cannot tell its response")
+    return targets.index(True, start, end) - start
+
+
+def _put_back(parts: list[Tensor], places: list[Tensor], batch: TokenBatch) -> Tensor:
+    """States of rows to where their tokens lie in the batch."""
+    states_KH, place_K = torch.cat(parts), torch.cat(places)
+    return states_KH.new_zeros(batch.tokens, states_KH.shape[1]).index_copy(0, place_K, states_KH)

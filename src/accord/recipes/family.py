@@ -1,0 +1,59 @@
+"""What a recipe asks that its model's family cannot do: said before any weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from accord.config import Recipe, RewardRecipe, RolloutRecipe
+from accord.data import read_records
+from accord.errors import ConfigError, DataError
+from accord.model.loading import locate, read_config, read_family, refuse_scorer
+from accord.model.reading import Reading, choose_reading, way_of
+from accord.model.roles import Roles
+
+
+def check_family(recipe: Recipe) -> Reading:
+    """Refuse what the family of the recipe's model cannot do; returns how it will be read.
+
+    Args:
+        recipe: of any command.
+
+    Raises:
+        ModelError, ConfigError, DataError: it cannot, with the reason and another way.
+    """
+    base = locate(recipe.model.source).base
+    config = read_config(base, recipe.model.trust_remote_code)
+    reading = read_family(base, config, trust_remote_code=recipe.model.trust_remote_code)
+    if isinstance(recipe, RewardRecipe):
+        refuse_scorer(base, config)
+    if reading.way == "encoder-decoder" and not isinstance(recipe, RolloutRecipe):
+        _check_prompts(recipe, base)
+    return reading
+
+
+def _check_prompts(recipe: Recipe, base: str) -> None:
+    """An encoder-decoder model learns responses to prompts: each row needs both."""
+    why = f"{base} is an encoder-decoder model: its encoder reads the prompt, its decoder learns the response"
+    if recipe.data.train_on == "all":
+        raise ConfigError(f"data.train_on: all learns prompts too, and {why}; use data.train_on: completion")
+    for path in (recipe.data.path, recipe.data.eval_path):
+        if path is None:
+            continue
+        loaded = read_records(recipe.data, path, recipe.rows_become)
+        for record, origin in zip(loaded.records, loaded.origins, strict=True):
+            prompt = getattr(record, "prompt", None)
+            if isinstance(prompt, Sequence) and not prompt:
+                raise DataError(
+                    f"{origin} has no prompt ({loaded.format}), and {why}. Give rows with `prompt` and `completion`, or "
+                    "take a causal model, which learns plain text"
+                )
+
+
+def reading_facts(roles: Roles) -> dict[str, str]:
+    """For the header: that a model is not packed, which is slower, and why."""
+    policy_or_reward = next(role for role in roles.roles.values() if role.shared)
+    if way_of(policy_or_reward.trunk) == "packed":
+        return {}
+    reading = choose_reading(roles.location.base, roles.model)
+    grouped = "prompts and responses" if reading.way == "encoder-decoder" else "sequences"
+    return {"reads": f"{grouped} of one length together, not packed, which is slower: {reading.why}"}

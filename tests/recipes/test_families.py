@@ -1,0 +1,131 @@
+"""SFT, reward model, PPO and generation run for each family and what they save is read again, or are refused with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import accord
+from accord.config import RECIPES, ModelConfig
+from accord.errors import ConfigError, DataError, ModelError
+from accord.recipes import BUILDERS
+from accord.recipes.generate import GenerateOptions
+from recipes.tiny_runs import recipe, run, saved_weights, write_rows
+
+FAMILIES = (
+    "llama",
+    "qwen3",
+    "gemma3",
+    "gemma3_images",
+    "gpt2",
+    "gpt_neox",
+    "bloom",
+    "opt",
+    "mistral",
+    "mixtral",
+    "qwen3_moe",
+    "jamba",
+    "mamba",
+    "cohere",
+    "granite",
+    "t5",
+    "mt5",
+    "umt5",
+)
+SCORERS = tuple(name for name in FAMILIES if name not in ("mamba", "cohere", "granite", "t5", "mt5", "umt5"))
+ONE_STEP = {"train": {"steps": 1}}
+ONE_ITERATION = {"train": {"iterations": 1}, "algorithm": {"epochs": 1}}
+PAIRED = [kind for kind in ("dpo",) if kind in RECIPES]
+"""Methods that read log-probabilities of pairs: tested for each family as soon as they are there."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sft_then_ppo_then_generation(family: str, model_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    learnt = run("sft", model_folder(family), tmp_path / "sft", ONE_STEP)
+    assert 0 < learnt.metrics[0]["sft/loss"] < 20
+    over = ONE_ITERATION | {"critic": {"source": "adapter"}}
+    done = run("ppo", learnt.model, tmp_path / "ppo", over)
+    row = done.metrics[0]
+    assert abs(row["objective/kl"]) < 1e-4, "the policy starts as the reference"
+    assert row["sampling/logprob_difference_max"] < 1e-4
+    assert row["ppo/policy/ratio_mean"] == pytest.approx(1, abs=0.2)
+    start, end = saved_weights(learnt.model), saved_weights(done.model)
+    assert start.keys() == end.keys() and any(not torch.equal(start[key], end[key]) for key in start)
+    options = GenerateOptions(max_new_tokens=5, temperature=0)
+    prompts = ["the film was", "a slow"]
+    first = accord.generate(ModelConfig(path=str(done.model)), prompts, options)
+    again = accord.generate(ModelConfig(path=str(done.model)), prompts[::-1], options)[::-1]
+    assert [r.response_ids for r in first] == [r.response_ids for r in again]
+    assert all(1 <= len(r.response_ids) <= 5 for r in first)
+    assert ("moe/aux_loss" in row) == (family in ("mixtral", "qwen3_moe", "jamba"))
+
+
+@pytest.mark.parametrize("family", ["bloom", "jamba", "t5", "mixtral", "gemma3"])
+def test_all_weights_learn_too(family: str, model_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """With the value head on the policy's trunk."""
+    done = run("ppo", model_folder(family), tmp_path, ONE_ITERATION | {"adapter": None})
+    before, after = saved_weights(model_folder(family)), saved_weights(done.model)
+    assert before.keys() == after.keys()
+    moved = [key for key in before if not torch.equal(before[key], after[key])]
+    assert len(moved) > len(before) // 2
+    assert done.metrics[0]["sampling/logprob_difference_max"] < 1e-4
+
+
+@pytest.mark.parametrize("family", SCORERS)
+def test_a_reward_model_is_trained_and_used(family: str, model_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    judge = run("reward", model_folder(family), tmp_path / "reward", ONE_STEP)
+    assert judge.metrics[0]["reward/loss"] == pytest.approx(0.6931, abs=1e-3)
+    over = ONE_ITERATION | {"reward": str(judge.model), "critic": {"start": "reward"}}
+    done = run("ppo", model_folder(family), tmp_path / "ppo", over)
+    assert torch.isfinite(torch.tensor(done.metrics[0]["env/reward_mean"]))
+
+
+@pytest.mark.parametrize(("kind", "family"), [(kind, family) for kind in PAIRED for family in FAMILIES])
+def test_methods_on_pairs(kind: str, family: str, model_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    done = run(kind, model_folder(family), tmp_path, ONE_STEP)
+    assert saved_weights(done.model)
+
+
+def test_groups_work_for_an_encoder_decoder(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    row = run("grpo", model_folder("t5"), tmp_path, ONE_ITERATION).metrics[0]
+    assert row["sampling/logprob_difference_max"] < 1e-4
+
+
+def test_the_header_says_that_a_model_is_not_packed_and_why(
+    model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    for family, why in (
+        ("bloom", "sequences of one length together, not packed, which is slower: its layers are not transformers'"),
+        ("jamba", "in its layers of type linear_attention"),
+        ("t5", "prompts and responses of one length together, not packed"),
+        ("llama", None),
+    ):
+        facts = BUILDERS["sft"](recipe("sft", model_folder(family), tmp_path / family)).facts
+        assert (why in facts["reads"]) if why else ("reads" not in facts)
+
+
+def test_what_an_encoder_decoder_cannot_do_is_said_before_its_weights_are_read(
+    model_folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_weights(*_, **__):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("accord.model.roles.load_weights", no_weights)
+    text = write_rows(tmp_path / "text.jsonl", [{"text": "the film was good"}] * 8)
+    for kind, over, error, message in (
+        ("reward", {}, ModelError, "a reward model could not be saved for it; train the reward model on another base"),
+        (
+            "sft",
+            {"data": {"path": text}},
+            DataError,
+            r"text.jsonl:1 has no prompt \(text\), and .* is an encoder-decoder",
+        ),
+        ("sft", {"data": {"train_on": "all"}}, ConfigError, "use data.train_on: completion"),
+    ):
+        with pytest.raises(error, match=message):
+            BUILDERS[kind](recipe(kind, model_folder("t5"), tmp_path / kind, over))
+    with pytest.raises(AssertionError, match="weights were read"):
+        BUILDERS["sft"](recipe("sft", model_folder("t5"), tmp_path / "sft"))
