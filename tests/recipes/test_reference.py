@@ -194,7 +194,7 @@ def test_ranks_share_the_micro_batches_and_get_the_bits_of_one(base, folder, mon
         return score(self, name, batch)
 
     monkeypatch.setattr(Scorer, "sequence_logprobs", watch)
-    alone = ask(base)
+    alone = ask(base, micro=30)
     of_one = sorted(seen_batches)
     for file in folder.iterdir():
         file.unlink()
@@ -216,7 +216,7 @@ def test_ranks_share_the_micro_batches_and_get_the_bits_of_one(base, folder, mon
 
             monkeypatch.setattr(Ranks, "gather", gather)
             with reference_role(roles, ReferenceConfig()):
-                known = reference_logprobs(Scorer(roles, 20), sequences(), Ranks(rank, 2))
+                known = reference_logprobs(Scorer(roles, 30), sequences(), Ranks(rank, 2))
             seen.append(known.logprobs_N)
     assert sorted(seen_batches) == of_one and len(of_one) > 2, "a micro-batch of other sequences would round otherwise"
     assert parts[0][0] and parts[1][0] and sorted(parts[0][0] + parts[1][0]) == list(range(7))
