@@ -186,7 +186,16 @@ def test_nothing_half_written_is_left(base, folder, monkeypatch):
 
 
 def test_ranks_share_the_micro_batches_and_get_the_bits_of_one(base, folder, monkeypatch):
-    alone = ask(base)
+    seen_batches: list[tuple[int, ...]] = []
+    score = Scorer.sequence_logprobs
+
+    def watch(self, name, batch):
+        seen_batches.append(tuple(batch.input_ids_T.tolist()))
+        return score(self, name, batch)
+
+    monkeypatch.setattr(Scorer, "sequence_logprobs", watch)
+    alone = ask(base, micro=30)
+    of_one = sorted(seen_batches)
     for file in folder.iterdir():
         file.unlink()
     roles = Roles(ModelConfig(path=str(base)), LORA, torch.device("cpu"))
@@ -194,6 +203,7 @@ def test_ranks_share_the_micro_batches_and_get_the_bits_of_one(base, folder, mon
     parts: dict[int, list[object]] = {0: [], 1: []}
     seen: list[object] = []
     for first_pass in (True, False):
+        seen_batches.clear()
         for rank in (0, 1):
             said = iter(range(2))
 
@@ -206,8 +216,9 @@ def test_ranks_share_the_micro_batches_and_get_the_bits_of_one(base, folder, mon
 
             monkeypatch.setattr(Ranks, "gather", gather)
             with reference_role(roles, ReferenceConfig()):
-                known = reference_logprobs(Scorer(roles, 20), sequences(), Ranks(rank, 2))
+                known = reference_logprobs(Scorer(roles, 30), sequences(), Ranks(rank, 2))
             seen.append(known.logprobs_N)
+    assert sorted(seen_batches) == of_one and len(of_one) > 2, "a micro-batch of other sequences would round otherwise"
     assert parts[0][0] and parts[1][0] and sorted(parts[0][0] + parts[1][0]) == list(range(7))
     assert torch.equal(seen[2], alone.logprobs_N) and torch.equal(seen[3], alone.logprobs_N)
 
