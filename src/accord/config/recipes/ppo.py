@@ -70,6 +70,6 @@ class PPORecipe(RolloutRecipe):
                 "critic.source: adapter needs a frozen base, and `adapter: null` trains the base itself; "
                 "use critic.source: policy_trunk, or model with a path"
             )
-        if self.critic.start == "reward" and not any(term.model for term in self.reward):
+        if self.critic.start == "reward" and not any(term.paths for term in self.reward):
             raise ValueError("critic.start: reward copies a reward model, and `reward` names none")
         return self
