@@ -27,7 +27,20 @@ from accord.errors import (
 from accord.types import Example, LabelledResponse, Message, PreferencePair, Prompt, Rollout
 
 if TYPE_CHECKING:
-    from accord.config import GRPORecipe, PPORecipe, ReinforceRecipe, RewardRecipe, RLOORecipe, SFTRecipe
+    from accord.config import (
+        BCORecipe,
+        CPORecipe,
+        DPORecipe,
+        GRPORecipe,
+        KTORecipe,
+        ORPORecipe,
+        PPORecipe,
+        ReinforceRecipe,
+        RewardRecipe,
+        RLOORecipe,
+        SFTRecipe,
+        SimPORecipe,
+    )
     from accord.model.adapters import merge
     from accord.recipes import train
     from accord.recipes.generate import generate
@@ -35,14 +48,20 @@ if TYPE_CHECKING:
     from accord.training.run import Run
 
 _LAZY = {
-    "PPO": "accord.recipes.session",
+    "BCORecipe": "accord.config",
+    "CPORecipe": "accord.config",
+    "DPORecipe": "accord.config",
     "GRPORecipe": "accord.config",
+    "KTORecipe": "accord.config",
+    "ORPORecipe": "accord.config",
+    "PPO": "accord.recipes.session",
     "PPORecipe": "accord.config",
     "RLOORecipe": "accord.config",
     "ReinforceRecipe": "accord.config",
     "RewardRecipe": "accord.config",
     "Run": "accord.training.run",
     "SFTRecipe": "accord.config",
+    "SimPORecipe": "accord.config",
     "generate": "accord.recipes.generate",
     "merge": "accord.model.adapters",
     "train": "accord.recipes",
@@ -52,14 +71,19 @@ __all__ = [
     "PPO",
     "AccordError",
     "AccordWarning",
+    "BCORecipe",
+    "CPORecipe",
     "ConfigError",
+    "DPORecipe",
     "DataError",
     "Example",
     "GRPORecipe",
     "GenerationError",
+    "KTORecipe",
     "LabelledResponse",
     "Message",
     "ModelError",
+    "ORPORecipe",
     "PPORecipe",
     "PreferencePair",
     "Prompt",
@@ -71,6 +95,7 @@ __all__ = [
     "Run",
     "RunError",
     "SFTRecipe",
+    "SimPORecipe",
     "TrainingError",
     "generate",
     "merge",

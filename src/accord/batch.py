@@ -21,8 +21,19 @@ TOKEN_STREAMS = (
     "advantages_T",
     "returns_T",
     "weights_T",
+    "labels_T",
 )
-SEQUENCE_STREAMS = ("scores_N", "margins_N", "group_N", "version_N", "pair_N")
+SEQUENCE_STREAMS = (
+    "ref_logprobs_N",
+    "match_N",
+    "labels_N",
+    "baselines_N",
+    "scores_N",
+    "margins_N",
+    "group_N",
+    "version_N",
+    "pair_N",
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,14 @@ class TokenBatch:
     returns_T: Tensor | None = None
     weights_T: Tensor | None = None
     """float32 [T]: weight of the token in the loss"""
+    labels_T: Tensor | None = None
+    """float32 [T]: how good the step is that ends at the token, from 0 to 1"""
+    ref_logprobs_N: Tensor | None = None
+    """float32 [N]: log-probability of all target tokens of the sequence under the reference (the sum of `ref_logprobs_T`)"""
+    labels_N: Tensor | None = None
+    """bool [N]: true for a thumb up, false for a thumb down"""
+    baselines_N: Tensor | None = None
+    """float32 [N]: the reward that counts as neither good nor bad; the same for all sequences of a step"""
     scores_N: Tensor | None = None
     """float32 [N]: what the reward sources said"""
     margins_N: Tensor | None = None
@@ -67,6 +86,8 @@ class TokenBatch:
     """int64 [N]: policy version that sampled the sequence"""
     pair_N: Tensor | None = None
     """int64 [N]: the two sequences of a pair have the same number and follow each other, chosen first"""
+    match_N: Tensor | None = None
+    """float32 [N]: the log-ratio that the sequence's own is compared with, when that comes from another pair of the step (AOT)"""
 
     def __post_init__(self) -> None:
         if self.cu_seqlens.ndim != 1 or len(self.cu_seqlens) < 2 or int(self.cu_seqlens[0]) != 0:

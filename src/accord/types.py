@@ -1,7 +1,7 @@
 """The plain data that moves through Accord. No torch here: these types are read by every layer.
 
-One way, no way back: rows of a file become `Example`, `PreferencePair`, `LabelledResponse` or `Prompt`; prompts become
-`Rollout`s; all of them become token ids in a `TokenBatch`.
+One way, no way back: rows of a file become `Example`, `PreferencePair`, `LabelledResponse`, `StepwiseExample` or `Prompt`;
+prompts become `Rollout`s; all of them become token ids in a `TokenBatch`.
 """
 
 from __future__ import annotations
@@ -63,6 +63,17 @@ class LabelledResponse:
 
 
 @dataclass(frozen=True, slots=True)
+class StepwiseExample:
+    """One answer in steps, each of which somebody judged."""
+
+    prompt: Text
+    steps: tuple[str, ...]
+    labels: tuple[float, ...]
+    """How good each step is, from 0 to 1: a verdict, or the share of good ends that followed it."""
+    columns: Columns = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt to answer; the columns travel to the reward functions."""
 
@@ -70,7 +81,7 @@ class Prompt:
     columns: Columns = field(default_factory=dict)
 
 
-Record: TypeAlias = Example | PreferencePair | LabelledResponse | Prompt
+Record: TypeAlias = Example | PreferencePair | LabelledResponse | StepwiseExample | Prompt
 """Any validated row."""
 
 FinishReason: TypeAlias = Literal["stop", "length"]

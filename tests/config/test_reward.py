@@ -37,7 +37,7 @@ def test_a_name_of_its_own():
 
 @pytest.mark.parametrize("given", [{}, {"model": "m", "function": "f.py:g"}, {"weight": 2}])
 def test_exactly_one_source(given):
-    with pytest.raises(ValidationError, match="give exactly one of `model` and `function`"):
+    with pytest.raises(ValidationError, match="give exactly one of `model`, `models` and `function`"):
         RewardTerm(**given)
 
 
@@ -45,3 +45,30 @@ def test_exactly_one_source(given):
 def test_a_function_needs_its_file(function):
     with pytest.raises(ValidationError, match=r"written FILE\.py:NAME or package\.module:NAME, not '"):
         RewardTerm(function=function)
+
+
+def test_an_ensemble_has_a_role_for_each_member():
+    term = RewardTerm(models=("runs/a/model", "runs/b/model"), combine="uwo", coef=0.5)
+    assert term.paths == ("runs/a/model", "runs/b/model") and term.label == "ensemble"
+    assert term.roles == ("reward/ensemble/1", "reward/ensemble/2")
+    assert RewardTerm(model="runs/a/model").roles == ("reward/a",) and RewardTerm(function="f.py:g").roles == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"models": ["a"]}, "`models` is for two reward models or more"),
+        ({"model": "a", "models": ["a", "b"]}, "give exactly one of"),
+        ({"model": "a", "combine": "min"}, "`combine` goes with models"),
+        ({"function": "f.py:g", "process": "min"}, "`process` goes with model or models"),
+        ({"function": "f.py:g", "normalized": True}, "`normalized` goes with model or models"),
+        ({"model": "a", "step": "x"}, "`step` goes with `process`"),
+        ({"model": "a", "process": "min", "normalized": True}, "`process` reads probabilities"),
+    ],
+)
+def test_options_that_do_not_fit_their_source(given, message):
+    with pytest.raises(ValidationError, match=message):
+        RewardTerm(**given)
+    assert RewardTerm(**RewardTerm(model="a").model_dump()) == RewardTerm(model="a"), (
+        "defaults written out are no fault"
+    )

@@ -12,7 +12,7 @@ import pytest
 import accord
 from accord.algorithms import ALGORITHMS
 from accord.cli import COMMANDS, GROUPS
-from accord.config import RECIPES, build, load
+from accord.config import RECIPES, ExampleRecipe, build, load
 from accord.recipes import BUILDERS
 from accord.training.console import COLUMNS
 from accord.training.metrics import describe
@@ -23,14 +23,19 @@ PUBLIC = [
     "PPO",
     "AccordError",
     "AccordWarning",
+    "BCORecipe",
+    "CPORecipe",
     "ConfigError",
+    "DPORecipe",
     "DataError",
     "Example",
     "GRPORecipe",
     "GenerationError",
+    "KTORecipe",
     "LabelledResponse",
     "Message",
     "ModelError",
+    "ORPORecipe",
     "PPORecipe",
     "PreferencePair",
     "Prompt",
@@ -42,6 +47,7 @@ PUBLIC = [
     "Run",
     "RunError",
     "SFTRecipe",
+    "SimPORecipe",
     "TrainingError",
     "generate",
     "merge",
@@ -101,14 +107,18 @@ def test_each_config_parses_into_its_recipe(path: Path):
     assert build(type(recipe), recipe.model_dump(mode="json")) == recipe
 
 
+EXAMPLES = {name for name, recipe in RECIPES.items() if issubclass(recipe, ExampleRecipe)}
+
+
 @pytest.mark.parametrize("kind", RECIPES)
 def test_every_metric_that_is_logged_is_documented(kind, model_folder: Callable[[str], Path], tmp_path: Path):
+    weighted = {"algorithm": {"sft_coef": 0.5}} if kind in ("dpo", "simpo") else {}
     over = (
-        {"data": {"eval_fraction": 0.25}}
-        if kind in ("sft", "reward")
+        {"data": {"eval_fraction": 0.25}} | weighted
+        if kind in EXAMPLES
         else {"algorithm": {"kl": {"use": "loss"}, "ratio_guard": 1.0001, "epochs": 4}}
     )
-    if kind not in ("sft", "reward"):
+    if kind not in EXAMPLES:
         over["train"] = {
             "learning_rate": 0.02,
             "warmup": 0,
@@ -118,7 +128,7 @@ def test_every_metric_that_is_logged_is_documented(kind, model_folder: Callable[
     names = {name for row in done.metrics for name in row}
     assert {name for name in names if describe(name) is None} == set()
     assert names > {"iteration", "step", "tokens/trained", "tokens/per_second", "time/iteration", "memory/peak_gib"}
-    if kind not in ("sft", "reward"):
+    if kind not in EXAMPLES:
         assert {"ppo/steps_skipped", "ppo/loss/kl", "env/reward/brevity"} <= names
     shown = {column.metric for column in COLUMNS[kind]}
     assert shown <= names  # the console has no column that stays empty

@@ -51,6 +51,27 @@ def prompts(count: int = 6) -> list[dict[str, Any]]:
 
 
 ROWS = {"sft": completions, "reward": pairs, "ppo": prompts, "rloo": prompts, "grpo": prompts, "reinforce": prompts}
+ROWS |= dict.fromkeys(("dpo", "orpo", "simpo", "cpo"), pairs)
+
+
+def labelled(count: int = 12) -> list[dict[str, Any]]:
+    """Up and down in turn, each of its own length."""
+    return [
+        {"prompt": f"the film {i} was", "completion": f" {WORDS[i % 6]} and {WORDS[(i + 1) % 6]}", "label": i % 2 == 0}
+        for i in range(count)
+    ]
+
+
+ROWS = {
+    "sft": completions,
+    "reward": pairs,
+    "ppo": prompts,
+    "rloo": prompts,
+    "grpo": prompts,
+    "reinforce": prompts,
+    "kto": labelled,
+    "bco": labelled,
+}
 
 
 def recipe_dict(kind: str, model: Path | str, folder: Path, over: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from pyarrow import parquet
+from safetensors.torch import load_file
 
 import accord
 from accord.training.learner import Learner
@@ -26,6 +28,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         {"adapter": {"dropout": 0.1}, "train": {"steps": 4, "batch_size": 5}},
     ),  # the epoch ends in iteration 3
     "reward": ("reward", {"train": {"steps": 4}, "data": {"eval_fraction": 0.25}}),
+    "kto": ("kto", {"train": {"steps": 4}, "data": {"eval_fraction": 0.25}}),
+    "bco": ("bco", {"train": {"steps": 4, "eval_every": 1}, "data": {"eval_fraction": 0.25}}),
     "ppo": ("ppo", {"train": {"iterations": 4}}),
     "ppo_state": (
         "ppo",
@@ -35,6 +39,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             "train": {"iterations": 4, "batch_size": 8},
         },
     ),
+    "dpo": ("dpo", {"train": {"steps": 4}, "data": {"eval_fraction": 0.25}}),
+    "dpo_full": ("dpo", {"adapter": None, "train": {"steps": 4, "learning_rate": 1e-3}}),
+    "dpo_aot": ("dpo", {"algorithm": {"loss": "aot_unpaired"}, "train": {"steps": 4}}),
+    "orpo": ("orpo", {"train": {"steps": 4}}),
     "optimizer_and_plateau": (
         "sft",
         {
@@ -125,6 +133,21 @@ def test_killed_long_after_the_checkpoint(name, every, uninterrupted, tmp_path: 
     train_until(config, 13 if name.startswith("ppo") else 4, monkeypatch, after=True)
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
     assert_same(accord.train(config, quiet=True, resume=True), uninterrupted[name][1])
+
+
+@pytest.mark.parametrize("name", ["dpo", "dpo_full"])
+@pytest.mark.parametrize("kept", [True, False], ids=["cached", "computed anew"])
+def test_the_reference_is_where_the_run_began(kept, name, uninterrupted, tmp_path: Path, monkeypatch):
+    """The weights have moved by the time of the resume, and the reference has not: with the kept file and without it."""
+    monkeypatch.setenv("ACCORD_CACHE", str(tmp_path / "cache"))
+    config = config_of(uninterrupted, name, tmp_path / "run")
+    train_until(config, 4, monkeypatch)
+    (file,) = (tmp_path / "cache" / "reference").iterdir()
+    before = load_file(file)
+    if not kept:
+        file.unlink()
+    assert_same(accord.train(config, quiet=True, resume=True), uninterrupted[name][1])
+    assert before.keys() == {"logprobs_N"} and torch.equal(load_file(file)["logprobs_N"], before["logprobs_N"])
 
 
 def test_killed_straight_after_a_checkpoint(uninterrupted, tmp_path: Path, monkeypatch):

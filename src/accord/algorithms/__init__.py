@@ -1,12 +1,19 @@
 """One small file an algorithm: it turns examples or scored rollouts into token batches and names its loss."""
 
 from accord.algorithms.base import Algorithm, Denominators, Metrics, RoleUpdate
+from accord.algorithms.bco import BCO
+from accord.algorithms.cpo import CPO
+from accord.algorithms.dpo import DPO
 from accord.algorithms.grpo import GRPO
+from accord.algorithms.kto import KTO
+from accord.algorithms.orpo import ORPO
 from accord.algorithms.ppo import PPO
+from accord.algorithms.process import ProcessRewardModelling
 from accord.algorithms.reinforce import Reinforce
 from accord.algorithms.reward import RewardModelling
 from accord.algorithms.rloo import RLOO
 from accord.algorithms.sft import SFT
+from accord.algorithms.simpo import SimPO
 
 ALGORITHMS: dict[str, type] = {
     "sft": SFT,
@@ -15,19 +22,32 @@ ALGORITHMS: dict[str, type] = {
     "rloo": RLOO,
     "grpo": GRPO,
     "reinforce": Reinforce,
+    "dpo": DPO,
+    "orpo": ORPO,
+    "simpo": SimPO,
+    "cpo": CPO,
+    "kto": KTO,
+    "bco": BCO,
 }
 """Training command -> algorithm. `config.RECIPES`, the CLI and the docs have the same keys."""
 
 __all__ = [
     "ALGORITHMS",
+    "BCO",
+    "CPO",
+    "DPO",
     "GRPO",
+    "KTO",
+    "ORPO",
     "PPO",
     "RLOO",
     "SFT",
     "Algorithm",
     "Denominators",
     "Metrics",
+    "ProcessRewardModelling",
     "Reinforce",
     "RewardModelling",
     "RoleUpdate",
+    "SimPO",
 ]

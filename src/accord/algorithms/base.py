@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -25,16 +25,19 @@ class Denominators:
     """Target tokens, float32 scalar."""
     sequences: Tensor
     """Sequences, float32 scalar."""
+    desirable: Tensor = field(default_factory=lambda: torch.tensor(0.0))
+    """Sequences with a thumb up, float32 scalar; 0 without labels."""
 
     @classmethod
     def of(cls, batch: TokenBatch, sum_over_ranks: SumOverRanks) -> Denominators:
         """Count this rank's part of a step and add the other ranks'."""
-        counts = sum_over_ranks(torch.tensor([batch.targets, batch.sequences], dtype=torch.float64)).float()
-        return cls(counts[0], counts[1])
+        desirable = 0 if batch.labels_N is None else int(batch.labels_N.sum())
+        counts = torch.tensor([batch.targets, batch.sequences, desirable], dtype=torch.float64)
+        return cls(*sum_over_ranks(counts).float().unbind())
 
     def to(self, device: torch.device) -> Denominators:
         """A copy on a device."""
-        return Denominators(self.tokens.to(device), self.sequences.to(device))
+        return Denominators(self.tokens.to(device), self.sequences.to(device), self.desirable.to(device))
 
 
 class Algorithm(Protocol):
@@ -91,8 +94,8 @@ class RoleUpdate:
     """Whether gradients stop at the hidden states."""
 
 
-class Stateless:
-    """State handling of algorithms that keep nothing from one iteration to the next, veto nothing and stop nowhere."""
+class TakesEveryStep:
+    """Of algorithms that veto nothing and stop nowhere."""
 
     def veto(self, metrics: Metrics) -> str | None:
         """Every step is taken."""
@@ -101,6 +104,10 @@ class Stateless:
     def enough(self, metrics: Metrics) -> bool:
         """Every step of an iteration is taken."""
         return False
+
+
+class Stateless(TakesEveryStep):
+    """State handling of algorithms that keep nothing from one iteration to the next."""
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from accord.algorithms.base import RoleUpdate
+from accord.algorithms.source_metrics import source_metrics
 from accord.batch import TokenBatch
 from accord.config import PolicyGradient, RolloutAlgorithm
 from accord.ops.kl import kl_per_token
@@ -128,14 +129,7 @@ def rollout_metrics(
         "sampling/logprob_difference_max": float(difference_T.max()),
         "sampling/logprob_difference_mean": float(moments(difference_T, batch.target_mask_T, sum_over_ranks)[1]),
     }
-    for label in rollouts[0].scores:
-        values = [rollout.scores[label] for rollout in rollouts]
-        applies = torch.tensor([value is not None for value in values])
-        known_N = torch.tensor([0.0 if value is None else value for value in values])
-        count, mean_known, _ = moments(known_N, applies, sum_over_ranks)
-        if count > 0:
-            metrics[f"env/reward/{label}"] = float(mean_known)
-    return metrics
+    return metrics | source_metrics(rollouts, sum_over_ranks)
 
 
 class UsesRollouts:

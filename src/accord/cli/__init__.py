@@ -18,6 +18,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rloo": ("accord.cli.train", "REINFORCE leave-one-out: groups of responses, no critic"),
     "grpo": ("accord.cli.train", "group relative policy optimisation, with DAPO, Dr. GRPO, GSPO and CISPO as options"),
     "reinforce": ("accord.cli.train", "REINFORCE++: PPO's loss without a critic"),
+    "dpo": (
+        "accord.cli.train",
+        "direct preference optimisation from pairs: DPO, IPO, hinge, EXO, NCA, SPPO, AOT, APO, ...",
+    ),
+    "orpo": ("accord.cli.train", "odds ratio preference optimisation: imitate and prefer at once, no reference"),
+    "simpo": (
+        "accord.cli.train",
+        "preferences by mean log-probability and a margin, no reference; AlphaPO as an option",
+    ),
+    "cpo": ("accord.cli.train", "contrastive preference optimisation: no reference, and a likelihood term"),
+    "kto": ("accord.cli.train", "Kahneman-Tversky optimisation: learn from thumbs up and down"),
+    "bco": ("accord.cli.train", "binary classifier optimisation: learn from thumbs up and down"),
     "generate": ("accord.cli.generate", "sample from a model or adapter"),
     "merge": ("accord.cli.merge", "fold an adapter into its base"),
     "data": ("accord.cli.data", "check a file of feedback before you train on it"),
@@ -27,7 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 GROUPS = {
     "Start here": ("quickstart",),
-    "Train": ("sft", "reward", "ppo", "rloo", "grpo", "reinforce"),
+    "Train": tuple(name for name, (module, _) in COMMANDS.items() if module == "accord.cli.train"),
     "Use": ("generate", "merge"),
     "Look": ("data", "report"),
 }

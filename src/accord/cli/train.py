@@ -90,7 +90,7 @@ def _data_lines(recipe: Recipe) -> list[str]:
     loaded = [read_records(recipe.data, path, recipe.reads) for path in paths]
     ptx = getattr(recipe, "ptx", None)
     loaded += [] if ptx is None else [read_records(ptx.data, want=Example)]
-    return [f"{one.path}: {len(one.records)} of {one.rows} rows can be used ({one.format})" for one in loaded]
+    return [f"{one.path}: {len(set(one.origins))} of {one.rows} rows can be used ({one.format})" for one in loaded]
 
 
 def _check_rewards(command: str, recipe: RolloutRecipe) -> None:
@@ -102,7 +102,7 @@ def _check_rewards(command: str, recipe: RolloutRecipe) -> None:
             f"{command} needs a `reward`: --reward rewards.py:FUNCTION, or --reward PATH of a reward model"
         )
     for term in recipe.reward:
-        if term.model is not None:
-            locate(term.model)
+        for path in term.paths:
+            locate(path)
         if term.function is not None:
             load_function(term.function)

@@ -11,12 +11,15 @@ from accord.data.encode import (
     EncodedLabelled,
     EncodedPair,
     EncodedPrompt,
+    EncodedSteps,
     encode_examples,
     encode_labelled,
     encode_pairs,
     encode_prompts,
+    encode_steps,
 )
 from accord.data.formats import FORMATS, Loaded, convert_row, detect, read_records
+from accord.data.mismatch import with_mismatched
 from accord.data.sources import Rejection, Row, RowError, count_reasons, read_rows
 
 __all__ = [
@@ -28,6 +31,7 @@ __all__ = [
     "EncodedLabelled",
     "EncodedPair",
     "EncodedPrompt",
+    "EncodedSteps",
     "Encoder",
     "Loaded",
     "Rejection",
@@ -43,9 +47,11 @@ __all__ = [
     "encode_labelled",
     "encode_pairs",
     "encode_prompts",
+    "encode_steps",
     "read_records",
     "read_rows",
     "render",
     "set_chat_template",
     "stop_ids",
+    "with_mismatched",
 ]

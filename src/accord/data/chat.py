@@ -8,6 +8,7 @@ whether a token is learnt never from comparing it with the padding id, which oft
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -150,6 +151,34 @@ class Encoder:
         first, *rest = talk.align(prompt, completion)
         sequence = self._plain(first, rest[0]) if isinstance(first, str) else self._conversation(first, rest[0])
         return all_targets(sequence) if train_on == "all" else sequence
+
+    def encode_steps(self, prompt: Text, steps: Sequence[str], separator: str) -> tuple[TokenSequence, tuple[int, ...]]:
+        """Ids of prompt and steps, joined by the separator, as `encode_example` gives them; and where each step ends.
+
+        A step ends at the last token that lies within it and the separator behind it; the last one at the end of the sequence.
+
+        Raises:
+            DataError, RowError: as `encode_example`; or a step without a token that reaches into no other step.
+        """
+        first, answer = talk.align(prompt, separator.join(steps))
+        sequence = self.encode_example(prompt, separator.join(steps))
+        if isinstance(first, str):
+            text, start = first + str(answer), len(first)
+        else:
+            text = self._render((*first, *answer))  # type: ignore[misc]  # `align` gives one kind
+            start = text.rfind(separator.join(steps))
+            if start < 0:
+                raise RowError("the chat template changes the text of the steps, so their ends cannot be found")
+        body, offsets = self._tokenise(text)
+        shift = len(self._with_leading(body)) - len(body) if isinstance(first, str) else 0
+        ends, edge = [], start
+        for number, step in enumerate(steps[:-1], 1):
+            before, edge = edge, edge + len(step) + len(separator)
+            inside = [index for index, (_, right) in enumerate(offsets) if before < right <= edge]
+            if not inside:
+                raise RowError(f"step {number} has no token of its own")
+            ends.append(inside[-1] + shift)
+        return sequence, (*ends, len(sequence) - 1)
 
     def _plain(self, prompt: str, completion: Any) -> TokenSequence:
         body, offsets = self._tokenise(prompt + completion)

@@ -11,7 +11,7 @@ from accord.data.chat import Encoder
 from accord.data.formats import Loaded, check_rows, columns_of
 from accord.data.sources import Rejection, RowError, count_reasons, read_rows
 from accord.errors import DataError
-from accord.types import Example, LabelledResponse, PreferencePair, Record, Text
+from accord.types import Example, LabelledResponse, PreferencePair, Record, StepwiseExample, Text
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -21,8 +21,9 @@ FEEDS = {
     "text": ("sft",),
     "messages": ("sft", "ppo"),
     "completion": ("sft", "ppo"),
-    "preference": ("reward", "sft", "ppo"),
-    "labelled": ("sft", "ppo"),
+    "preference": ("reward", "dpo", "orpo", "simpo", "cpo", "kto", "bco", "sft", "ppo"),
+    "stepwise": ("reward", "ppo"),
+    "labelled": ("kto", "bco", "sft", "ppo"),
     "prompt": ("ppo",),
 }
 """Commands that can use each format, the one it is made for first."""
@@ -128,6 +129,8 @@ def _parts(record: Record) -> dict[str, Text]:
         return parts | {"chosen": record.chosen, "rejected": record.rejected}
     if isinstance(record, Example | LabelledResponse):
         return parts | {"completion": record.completion}
+    if isinstance(record, StepwiseExample):
+        return parts | {"completion": "\n".join(record.steps)}
     return parts
 
 

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from accord.data import conversation as talk
 from accord.data.sources import RowError
 from accord.errors import DataError
-from accord.types import Example, LabelledResponse, PreferencePair, Prompt, Record
+from accord.types import Example, LabelledResponse, PreferencePair, Prompt, Record, StepwiseExample
 
 R = TypeVar("R", bound=Record)
 
@@ -27,7 +27,7 @@ class Converted(Generic[R]):
 
 def convert(records: Sequence[Record], to: type[R]) -> Converted[R]:
     """PreferencePair -> Example (the chosen answer), Prompt, or LabelledResponse (two); LabelledResponse -> Example
-    (thumbs up alone) or Prompt; Example -> Prompt; anything to itself.
+    (thumbs up alone) or Prompt; StepwiseExample or Example -> Prompt; anything to itself.
 
     Raises:
         DataError: one kind cannot become the other, or an example without a prompt should become a prompt.
@@ -55,21 +55,23 @@ def _convert(record: Record, to: type[R]) -> tuple[R, ...] | str:
             made = (LabelledResponse(prompt, chosen, True, columns), LabelledResponse(prompt, rejected, False, columns))
         case LabelledResponse(prompt, completion, label, columns) if to is Example:
             made = (Example(prompt, completion, columns),) if label else "its label is false: not something to imitate"
-        case PreferencePair() | LabelledResponse() | Example() if to is Prompt:
+        case PreferencePair() | LabelledResponse() | StepwiseExample() | Example() if to is Prompt:
             made = _to_prompt(record)
         case _:
-            raise DataError(f"{_NEEDS.get(to, to.__name__)} cannot be made of {type(record).__name__} rows")
+            hint = "; for `accord reward` set algorithm.level: step" if isinstance(record, StepwiseExample) else ""
+            raise DataError(f"{_NEEDS.get(to, to.__name__)} cannot be made of {type(record).__name__} rows{hint}")
     return made  # type: ignore[return-value]
 
 
 _NEEDS = {
     PreferencePair: "a PreferencePair (it needs two answers to one prompt: columns `prompt`, `chosen`, `rejected`)",
     LabelledResponse: "a LabelledResponse (it needs a verdict: columns `prompt`, `completion`, `label`)",
+    StepwiseExample: "a StepwiseExample (it needs judged steps: columns `prompt`, `completions`, `labels`, lists of one length)",
     Example: "an Example (it needs an answer: columns `prompt`, `completion`)",
 }
 
 
-def _to_prompt(record: PreferencePair | LabelledResponse | Example) -> tuple[Prompt] | str:
+def _to_prompt(record: PreferencePair | LabelledResponse | StepwiseExample | Example) -> tuple[Prompt] | str:
     if record.prompt == "":
         raise DataError(
             f"text that is learnt as a whole ({type(record).__name__} with an empty prompt) cannot become a Prompt: no "

@@ -12,7 +12,7 @@ from accord.data.chat import Encoder, TokenSequence, all_targets
 from accord.data.formats import Loaded
 from accord.data.sources import Rejection, RowError, count_reasons, stop_on
 from accord.errors import DataError
-from accord.types import Columns, Example, LabelledResponse, PreferencePair, Prompt, Record, Text
+from accord.types import Columns, Example, LabelledResponse, PreferencePair, Prompt, Record, StepwiseExample, Text
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,18 @@ class EncodedLabelled:
 
     sequence: TokenSequence
     label: bool
+    mismatched: TokenSequence | None = None
+    """The same prompt with another row's answer, see `with_mismatched`."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSteps:
+    """An answer with its prompt, and the verdict on each step."""
+
+    sequence: TokenSequence
+    """The targets are the last tokens of the steps."""
+    labels: tuple[float, ...]
+    """One for each target, from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +112,28 @@ def encode_labelled(loaded: Loaded, encoder: Encoder, config: DataConfig) -> Enc
         return EncodedLabelled(_fitted(encoder, row.prompt, row.completion, config), row.label)
 
     return _encode(loaded, LabelledResponse, one, config.on_bad_row)
+
+
+def encode_steps(loaded: Loaded, encoder: Encoder, config: DataConfig, separator: str = "\n") -> Encoded[EncodedSteps]:
+    """Answers in steps, at most `config.max_tokens` long; targets are the last tokens of the steps, see `Encoder.encode_steps`.
+
+    Steps that truncation cuts off, or into, are left out with their labels.
+
+    Raises:
+        DataError: rows do not fit and `config.on_bad_row` is `stop`, or no row is left.
+    """
+
+    def one(row: StepwiseExample) -> EncodedSteps:
+        whole, ends = encoder.encode_steps(row.prompt, row.steps, separator)
+        fitted = _fitted(encoder, row.prompt, separator.join(row.steps), config)
+        gone = whole.target_mask.index(True) - fitted.target_mask.index(True)
+        kept = {end - gone: label for end, label in zip(ends, row.labels, strict=True) if end - gone < len(fitted)}
+        if not kept:
+            raise RowError("no step is left whole after truncation")
+        mask = tuple(place in kept for place in range(len(fitted)))
+        return EncodedSteps(TokenSequence(fitted.input_ids, mask), tuple(kept.values()))
+
+    return _encode(loaded, StepwiseExample, one, config.on_bad_row)
 
 
 def encode_prompts(

@@ -3,6 +3,7 @@
 | format | columns | record |
 |---|---|---|
 | preference | chosen, rejected, (prompt), (margin) | PreferencePair |
+| stepwise | prompt, completions, labels | StepwiseExample |
 | labelled | prompt, completion, label; or messages, label | LabelledResponse |
 | completion | prompt, completion | Example |
 | messages | messages | Example |
@@ -29,12 +30,23 @@ from accord.data.convert import convert
 from accord.data.relatives import to_own_columns
 from accord.data.sources import Rejection, Row, RowError, count_reasons, read_rows, stop_on
 from accord.errors import DataError
-from accord.types import Columns, Example, LabelledResponse, Message, PreferencePair, Prompt, Record, Text
+from accord.types import (
+    Columns,
+    Example,
+    LabelledResponse,
+    Message,
+    PreferencePair,
+    Prompt,
+    Record,
+    StepwiseExample,
+    Text,
+)
 
 logger = logging.getLogger(__name__)
 
 FORMATS: Mapping[str, tuple[frozenset[str], ...]] = {
     "preference": (frozenset({"chosen", "rejected"}),),
+    "stepwise": (frozenset({"prompt", "completions", "labels"}),),
     "labelled": (frozenset({"prompt", "completion", "label"}), frozenset({"messages", "label"})),
     "completion": (frozenset({"prompt", "completion"}),),
     "messages": (frozenset({"messages"}),),
@@ -171,7 +183,7 @@ def _format_of(row: Row) -> str | None:
 
 
 def _plus(columns: Iterable[str]) -> str:
-    order = ("prompt", "messages", "chosen", "rejected", "completion", "label", "text")
+    order = ("prompt", "messages", "chosen", "rejected", "completion", "completions", "label", "labels", "text")
     return " + ".join(f"`{name}`" for name in sorted(columns, key=order.index))
 
 
@@ -224,6 +236,24 @@ def _labelled(values: dict[str, Any]) -> LabelledResponse:
     talk.check_completion(turns[-1:], "messages")
     talk.check_prompt(turns[:-1])
     return LabelledResponse(turns[:-1], turns[-1:], bool(label), _others(values, "messages", "label"))
+
+
+def _stepwise(values: dict[str, Any]) -> StepwiseExample:
+    prompt = talk.parse_text(values["prompt"], "prompt")
+    talk.check_prompt(prompt)
+    steps, labels = values["completions"], values["labels"]
+    for name, listed in (("completions", steps), ("labels", labels)):
+        if not isinstance(listed, list | tuple) or not listed:
+            raise RowError(f"`{name}` is not a list of one entry a step, or is empty")
+    if len(steps) != len(labels):
+        raise RowError(f"{len(steps)} steps in `completions` and {len(labels)} `labels`; one each is needed")
+    for number, (step, label) in enumerate(zip(steps, labels, strict=True), 1):
+        if not isinstance(step, str) or not step.strip():
+            raise RowError(f"step {number} of `completions` is empty or no text")
+        if not isinstance(label, bool | int | float) or not 0 <= label <= 1:
+            raise RowError(f"label {number} is {label!r}; it must be true, false, or a number from 0 to 1")
+    others = _others(values, "prompt", "completions", "labels")
+    return StepwiseExample(prompt, tuple(steps), tuple(float(label) for label in labels), others)
 
 
 def _preference(values: dict[str, Any]) -> PreferencePair:
@@ -294,6 +324,7 @@ def _others(values: dict[str, Any], *used: str) -> Columns:
 
 _CONVERTERS: Mapping[str, Callable[[dict[str, Any]], Record]] = {
     "preference": _preference,
+    "stepwise": _stepwise,
     "labelled": _labelled,
     "completion": _completion,
     "messages": _messages,

@@ -1,9 +1,11 @@
-"""Reward modelling."""
+"""Reward modelling: of whole answers from pairs, of steps from verdicts on each."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch.nn import functional
+
+from accord.ops.masking import masked_sum
 
 
 def bradley_terry(
@@ -38,3 +40,30 @@ def bradley_terry(
         "reward/rejected_mean": rejected_P.sum() / pairs,
     }
     return loss, {name: value.detach() for name, value in metrics.items()}
+
+
+def process_reward(
+    *, scores_T: Tensor, labels_T: Tensor, mask_T: Tensor, tokens: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Probability that each step is good: binary cross-entropy at the last token of each step.
+
+    loss = -sum_t [y_t log sigmoid(s_t) + (1 - y_t) log sigmoid(-s_t)] / steps
+
+    Lightman et al. 2023 (arXiv:2305.20050, section 2); labels between 0 and 1, such as the share of continuations that ended
+    well: Wang et al. 2023, "Math-Shepherd" (arXiv:2312.08935, section 3).
+
+    Args:
+        scores_T: scores (logits) at the ends of steps, float32 [T].
+        labels_T: how good the step is that ends at the token, float32 [T], from 0 to 1.
+        mask_T: true for ends of steps, bool [T].
+        tokens: number of steps of the whole optimiser step, scalar.
+
+    Returns:
+        The loss (scalar), `reward/loss`, and `reward/accuracy`: the share of steps whose score and label lie on the same side of
+        0 and 1/2; half for a score or label on neither.
+    """
+    scores_T, labels_T = scores_T.masked_fill(~mask_T, 0.0), labels_T.masked_fill(~mask_T, 0.0)
+    entropy_T = -labels_T * functional.logsigmoid(scores_T) - (1 - labels_T) * functional.logsigmoid(-scores_T)
+    loss = masked_sum(entropy_T, mask_T) / tokens
+    right_T = 0.5 + 0.5 * scores_T.detach().sign() * (labels_T - 0.5).sign()
+    return loss, {"reward/loss": loss.detach(), "reward/accuracy": masked_sum(right_T, mask_T) / tokens}

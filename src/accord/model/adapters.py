@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from accord.config import LoraConfig, ModelConfig
 from accord.errors import ConfigError, ModelError
 from accord.model.loading import distinct_padding, is_scorer, load_tokenizer, load_weights, locate, quiet_progress
+from accord.model.score_facts import read_facts, write_facts
 
 WEIGHTS = "adapter_model.safetensors"
 HEAD_KEY = "base_model.model.score.weight"
@@ -167,4 +168,7 @@ def merge(adapter: Path, output: Path, dtype: torch.dtype, trust_remote_code: bo
     with quiet_progress():
         merged.to(dtype).save_pretrained(output)
     tokenizer.save_pretrained(output)
+    facts = read_facts(location) if scorer else None
+    if facts is not None:
+        write_facts(output, facts)
     return output

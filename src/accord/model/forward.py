@@ -29,7 +29,9 @@ class Role:
     value_head: ScalarHead | None = None
     """Hidden states -> values of states; for the critic."""
     score_head: ScalarHead | None = None
-    """Last hidden state of a sequence -> its score; for the reward."""
+    """Hidden state -> score; for the reward."""
+    stepwise: bool = False
+    """Whether scores are read at the targets, which are the ends of steps, and not at the end of each sequence."""
     trains: bool = False
     """Whether weights of this role are learnt."""
 
@@ -46,6 +48,8 @@ class Outputs:
     """float32 [T]: value of the state in which the token at t was chosen, so read at t - 1"""
     scores_N: Tensor | None = None
     """float32 [N]: read at the last token of each sequence"""
+    scores_T: Tensor | None = None
+    """float32 [T]: of a stepwise role, read at the targets themselves: the last tokens of steps"""
 
 
 def forward(
@@ -64,7 +68,7 @@ def forward(
     if detach_trunk:
         hidden_TH = hidden_TH.detach()
     targets_K = batch.target_mask_T.nonzero().flatten()
-    logprobs_T = entropies_T = values_T = scores_N = None
+    logprobs_T = entropies_T = values_T = scores_N = scores_T = None
     if role.output is not None or role.value_head is not None:
         hidden_KH = hidden_TH[targets_K - 1]  # the state in which a token is chosen lies one token earlier
         if role.output is not None:
@@ -79,9 +83,11 @@ def forward(
             logprobs_T, entropies_T = _spread(logprobs_K, targets_K, batch), _spread(entropies_K, targets_K, batch)
         if role.value_head is not None:
             values_T = _spread(role.value_head(hidden_KH), targets_K, batch)
-    if role.score_head is not None:
+    if role.score_head is not None and role.stepwise:
+        scores_T = _spread(role.score_head(hidden_TH[targets_K]), targets_K, batch)
+    elif role.score_head is not None:
         scores_N = role.score_head(hidden_TH[batch.cu_seqlens[1:].long() - 1])
-    return Outputs(logprobs_T, entropies_T, values_T, scores_N)
+    return Outputs(logprobs_T, entropies_T, values_T, scores_N, scores_T)
 
 
 def hidden_states(role: Role, batch: TokenBatch) -> Tensor:

@@ -140,7 +140,7 @@ class Roles:
             model = peft.PeftModel.from_pretrained(model, str(location.adapter)).merge_and_unload()
         return model.eval().requires_grad_(trained)
 
-    def add_reward(self, path: str, name: str = "reward") -> None:
+    def add_reward(self, path: str, name: str = "reward", stepwise: bool = False) -> None:
         """A frozen reward model: an adapter on the shared base if it was trained on that base, else its own model."""
         location = locate(path)
         if location.adapter is not None and self.adapter_config is not None and self._is_base(location.base):
@@ -149,11 +149,11 @@ class Roles:
             if weight is None:
                 raise ModelError(f"{path} is an adapter without a score head, so it is not a reward model")
             head = self._new_head(weight).requires_grad_(False)
-            self.roles[name] = Role(name, trunk_of(self.model), adapter=adapter, score_head=head)
+            self.roles[name] = Role(name, trunk_of(self.model), adapter=adapter, score_head=head, stepwise=stepwise)
             return
         model = self._own_model(path, scorer=True)
         head = self._new_head_for(model).requires_grad_(False)
-        self.roles[name] = Role(name, trunk_of(model), score_head=head, shared=False)
+        self.roles[name] = Role(name, trunk_of(model), score_head=head, shared=False, stepwise=stepwise)
 
     def _is_base(self, base: str) -> bool:
         same_path = Path(base).exists() and Path(base).resolve() == Path(self.location.base).resolve()
@@ -167,12 +167,13 @@ class Roles:
             )
         return ScalarHead(layer.in_features, layer.weight).to(self.device)
 
-    def add_scorer(self) -> None:
+    def add_scorer(self, stepwise: bool = False) -> None:
         """A reward model that learns: own adapter (or the base itself) and a score head."""
         self._new_adapter("reward")
         adapter = "reward" if self.adapter_config is not None else None
         head = self._new_head()
-        self.roles["reward"] = Role("reward", trunk_of(self.model), adapter=adapter, score_head=head, trains=True)
+        trunk = trunk_of(self.model)
+        self.roles["reward"] = Role("reward", trunk, adapter=adapter, score_head=head, stepwise=stepwise, trains=True)
 
     def add_critic(self, config: CriticConfig) -> None:
         """What predicts scores, unless it sits on the policy's trunk; call after the rewards, which it may start from."""

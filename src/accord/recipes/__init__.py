@@ -9,7 +9,7 @@ from typing import Any
 from accord.config import RECIPES, Recipe, load
 from accord.config import build as build_recipe
 from accord.errors import ConfigError
-from accord.recipes import grpo, ppo, reinforce, reward, rloo, sft
+from accord.recipes import bco, cpo, dpo, grpo, kto, orpo, ppo, reinforce, reward, rloo, sft, simpo
 from accord.report import write_report
 from accord.training.loop import Parts, run_loop
 from accord.training.run import Run, RunDirectory
@@ -21,6 +21,12 @@ BUILDERS: dict[str, Callable[[Any], Parts]] = {
     "rloo": rloo.build,
     "grpo": grpo.build,
     "reinforce": reinforce.build,
+    "dpo": dpo.build,
+    "orpo": orpo.build,
+    "simpo": simpo.build,
+    "cpo": cpo.build,
+    "kto": kto.build,
+    "bco": bco.build,
 }
 """Training command -> its builder."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -12,8 +12,9 @@ from torch import nn
 from accord.config import DataConfig, ExampleTrain, LoraConfig, ModelConfig, Recipe, TrainConfig
 from accord.config.optim import OWN_SCHEDULES
 from accord.data import Encoded, Encoder, Loaded, read_records, set_chat_template, stop_ids
-from accord.errors import ConfigError
+from accord.errors import ConfigError, ModelError
 from accord.model.device import choose_device
+from accord.model.loading import load_tokenizer, locate, read_config
 from accord.model.roles import Roles
 from accord.training.loop import seed_everything
 from accord.training.optim import check_optimizer
@@ -56,11 +57,33 @@ def check_context(roles: Roles, tokens: int, keys: str) -> None:
     Raises:
         ConfigError: it is longer than the model's positions reach.
     """
-    limit = getattr(roles.model.config.get_text_config(), "max_position_embeddings", None)
+    limit = _positions(roles.model.config)
     if limit is not None and tokens > limit:
         raise ConfigError(
             f"{roles.config.path} reads at most {limit} tokens (max_position_embeddings), and sequences would have up to "
             f"{tokens}: lower {keys}"
+        )
+
+
+def _positions(config: Any) -> int | None:
+    positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions
+
+
+def longest_allowed(recipe: Recipe) -> int:
+    """Tokens that neither `data.max_tokens` nor the model's positions forbid."""
+    config = read_config(locate(recipe.model.path).base, recipe.model.trust_remote_code)
+    return min(recipe.data.max_tokens, _positions(config) or recipe.data.max_tokens)
+
+
+def check_tokenizer(path: str, roles: Roles) -> None:
+    """Reference, critic and reward read the policy's token ids, so they must mean the same by them."""
+    location = locate(path)
+    config = roles.config.model_copy(update={"path": path})
+    if load_tokenizer(config, location).get_vocab() != roles.tokenizer.get_vocab():
+        raise ModelError(
+            f"{path} has another tokenizer than the policy {roles.config.path}; it would read other words. Take one that was "
+            "trained on the policy's base; a reward model can also be wrapped in a reward function that takes text"
         )
 
 
@@ -122,7 +145,8 @@ def read_rows(
     loaded = read_records(config if path is None else config.model_copy(update={"limit": None}), path, want)
     encoded = encode(loaded, config)
     rejected = len(loaded.rejections) + len(encoded.rejections)
-    used = f"{loaded.path}: {len(encoded.items)} of {loaded.rows} rows ({loaded.format})"
+    rows, made = len(set(encoded.origins)), len(encoded.items)
+    used = f"{loaded.path}: {rows} of {loaded.rows} rows ({loaded.format})" + (f", made {made}" if made != rows else "")
     left = f", {len(loaded.left_out)} of no use here" if loaded.left_out else ""
     return encoded.items, {"data": used + (f", {rejected} rejected" if rejected else "") + left}
 

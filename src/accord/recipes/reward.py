@@ -1,29 +1,85 @@
-"""`accord reward`: a reward model from pairs of answers."""
+"""`accord reward`: a reward model from pairs of answers, or from judged steps."""
 
 from __future__ import annotations
 
-from accord.algorithms import RewardModelling
-from accord.config import RewardRecipe
-from accord.data import encode_pairs
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from accord.algorithms import ProcessRewardModelling, RewardModelling
+from accord.config import RewardConfig, RewardRecipe
+from accord.data import EncodedPair, encode_pairs, encode_steps
+from accord.errors import TrainingError
 from accord.model.export import save_scorer
 from accord.model.roles import Roles
-from accord.recipes.examples import build_examples
+from accord.model.score_facts import ScoreFacts, write_facts
+from accord.model.scorer import Scorer
+from accord.ops.statistics import moments
+from accord.recipes.examples import build_examples, longest_of_pair
 from accord.training.loop import Parts
+
+MEASURED = 2048
+"""Pairs whose scores tell mean and standard deviation: an error of the mean of 1/64 standard deviation."""
+
+
+SAME = 1e-6
+"""A standard deviation below this is that of rounding, and dividing by it would make scores of noise."""
 
 
 def build(recipe: RewardRecipe) -> Parts:
     """Everything that the loop needs; see `build_examples`."""
+    if recipe.algorithm.level == "step":
+        return _build_process(recipe)
+    algorithm = RewardModelling(recipe.algorithm)
     return build_examples(
         recipe,
-        RewardModelling(recipe.algorithm),
+        algorithm,
         add_role=Roles.add_scorer,
         encode=encode_pairs,
-        length=lambda pair: max(len(pair.chosen), len(pair.rejected)),
+        length=longest_of_pair,
         save=save_scorer,
         next_steps=[("next", _next_step(recipe))],
+        finish=partial(_finish, recipe.algorithm, algorithm),
     )
+
+
+def _build_process(recipe: RewardRecipe) -> Parts:
+    step = recipe.algorithm.step
+    return build_examples(
+        recipe,
+        ProcessRewardModelling(),
+        add_role=partial(Roles.add_scorer, stepwise=True),
+        encode=partial(encode_steps, separator=step),
+        length=lambda item: len(item.sequence),
+        save=save_scorer,
+        next_steps=[("next", _next_step(recipe))],
+        finish=lambda scorer, rows, folder: write_facts(folder, ScoreFacts("step", step=step)),
+    )
+
+
+def _finish(
+    config: RewardConfig, algorithm: RewardModelling, scorer: Scorer, rows: Sequence[EncodedPair], folder: Path
+) -> None:
+    """Write what is known about the scores; measure them first if that is wanted."""
+    if config.normalize == "none":
+        write_facts(folder, ScoreFacts())
+        return
+    batch, _ = algorithm.prepare(rows[:MEASURED], scorer)
+    scores_N = scorer.sequence_scores("reward", batch)
+    measured_N = scores_N[0::2] if config.normalize == "chosen" else scores_N
+    _, mean, variance = moments(measured_N, torch.ones_like(measured_N, dtype=torch.bool))
+    if not variance.sqrt() > SAME:
+        raise TrainingError(
+            f"all {len(measured_N)} measured answers have one score (deviation {float(variance.sqrt()):.2g}), so it cannot be "
+            f"normalised; the model is in {folder}. Nothing was learnt: raise train.learning_rate or "
+            "train.steps, or set algorithm.normalize: none"
+        )
+    write_facts(folder, ScoreFacts(mean=float(mean), std=float(variance.sqrt())))
 
 
 def _next_step(recipe: RewardRecipe) -> str:
     policy, reward = recipe.model.path, f"{recipe.output}/model"
-    return f"accord ppo --model.path {policy} --reward {reward} --data.path PROMPTS.jsonl --output runs/ppo"
+    term = "--reward" if recipe.algorithm.level == "response" else "--reward.0.process min --reward.0.model"
+    return f"accord ppo --model.path {policy} {term} {reward} --data.path PROMPTS.jsonl --output runs/ppo"

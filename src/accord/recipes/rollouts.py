@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from accord.algorithms import Algorithm
 from accord.config import DataConfig, PolicyGradient, RewardTerm, RolloutRecipe
 from accord.data import Encoded, EncodedPrompt, Encoder, Loaded, encode_examples, encode_prompts
-from accord.errors import ConfigError, ModelError
+from accord.errors import ConfigError
 from accord.model.critic import saved_critic
 from accord.model.export import save_policy_and_critic
-from accord.model.loading import load_tokenizer, locate
 from accord.model.roles import Roles
+from accord.model.score_facts import ScoreFacts
 from accord.model.scorer import Scorer
 from accord.ops.statistics import SumOverRanks
-from accord.recipes.build import check_context, load_split, model_facts, read_rows, start
-from accord.rewards import FunctionReward, MixedReward, ModelReward, RewardSource
+from accord.recipes.build import check_context, check_tokenizer, load_split, model_facts, read_rows, start
+from accord.recipes.reward_models import model_source, score_facts
+from accord.rewards import FunctionReward, MixedReward, RewardSource
 from accord.rewards.function import load_function
 from accord.rollout.collect import Collector
 from accord.rollout.native import NativeEngine
@@ -48,10 +49,11 @@ def build_rollouts(recipe: RolloutRecipe, make_algorithm: Callable[[SumOverRanks
     functions = {
         term.label: load_function(term.function) for term in recipe.reward if term.function
     }  # before any weights
+    facts = {term.label: score_facts(term) for term in recipe.reward if term.paths}
     roles, encoder, ranks = start(recipe)
     _check_ranks(recipe, ranks)
     scorer = add_roles(recipe, roles)
-    rewards = MixedReward([(_reward(term, functions, scorer), term.weight) for term in recipe.reward])
+    rewards = MixedReward([(_reward(term, functions, facts, scorer), term.weight) for term in recipe.reward])
 
     def encode(loaded: Loaded, config: DataConfig) -> Encoded[EncodedPrompt]:
         return encode_prompts(loaded, encoder, recipe.prompt_limit, config.too_long, config.on_bad_row)
@@ -139,32 +141,26 @@ def add_roles(recipe: RolloutRecipe, roles: Roles) -> Scorer:
     critic = getattr(recipe, "critic", None)
     for path in (recipe.reference.path, getattr(critic, "path", None)):
         if path is not None:
-            _check_tokenizer(path, roles)
+            check_tokenizer(path, roles)
     roles.add_policy(critic)
     roles.add_reference(recipe.reference)
     for term in recipe.reward:
-        if term.model is not None:
-            _check_tokenizer(term.model, roles)
-            roles.add_reward(term.model, f"reward/{term.label}")
+        for path, role in zip(term.paths, term.roles, strict=True):
+            check_tokenizer(path, roles)
+            roles.add_reward(path, role, stepwise=term.process is not None)
     if critic is not None:
         roles.add_critic(critic)
     return Scorer(roles, recipe.train.micro_batch_tokens, recipe.rollout.temperature)
 
 
-def _check_tokenizer(path: str, roles: Roles) -> None:
-    """Reference, critic and reward read the policy's token ids, so they must mean the same by them."""
-    location = locate(path)
-    config = roles.config.model_copy(update={"path": path})
-    if load_tokenizer(config, location).get_vocab() != roles.tokenizer.get_vocab():
-        raise ModelError(
-            f"{path} has another tokenizer than the policy {roles.config.path}; it would read other words. Take one that was "
-            "trained on the policy's base; a reward model can also be wrapped in a reward function that takes text"
-        )
-
-
-def _reward(term: RewardTerm, functions: Mapping[str, Callable[..., Any]], scorer: Scorer) -> RewardSource:
-    if term.model is not None:
-        return ModelReward(scorer, f"reward/{term.label}", term.label)
+def _reward(
+    term: RewardTerm,
+    functions: Mapping[str, Callable[..., Any]],
+    facts: Mapping[str, Sequence[ScoreFacts]],
+    scorer: Scorer,
+) -> RewardSource:
+    if term.paths:
+        return model_source(term, facts[term.label], scorer)
     return FunctionReward(functions[term.label], term.label)
 
 

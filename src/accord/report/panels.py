@@ -63,6 +63,11 @@ SPEED = (
     ),
     one("Peak memory", "memory/peak_gib"),
 )  # fmt: skip
+LABELLED = (
+    Panel("Mean rewards", (("rewards/chosen", "chosen"), ("rewards/rejected", "rejected"))),
+    Panel("Margin", (("rewards/margins", "training"), ("eval/rewards/margins", "held out"))),
+    Panel("Log-probability", (("logps/chosen", "chosen"), ("logps/rejected", "rejected"))),
+)
 PANELS: dict[str, dict[str, tuple[Panel, ...]]] = {
     "sft": {
         "What it learns": (
@@ -78,6 +83,26 @@ PANELS: dict[str, dict[str, tuple[Panel, ...]]] = {
             Panel("Accuracy", (("reward/accuracy", "training"), ("eval/accuracy", "held out"))),
             Panel("Margin", (("reward/margin", "training"), ("eval/margin", "held out"))),
             Panel("Mean scores", (("reward/chosen_mean", "chosen"), ("reward/rejected_mean", "rejected"))),
+        ),
+        "How it learns": OPTIMISER,
+        "How fast": SPEED,
+    },
+    "kto": {
+        "What it learns": (
+            Panel("Loss", (("kto/loss", "training"), ("eval/loss", "held out"))),
+            Panel("Accuracy", (("kto/accuracy", "training"), ("eval/accuracy", "held out"))),
+            *LABELLED,
+            one("KL term", "objective/kl", "z"),
+        ),
+        "How it learns": OPTIMISER,
+        "How fast": SPEED,
+    },
+    "bco": {
+        "What it learns": (
+            Panel("Loss", (("bco/loss", "training"), ("eval/loss", "held out"))),
+            Panel("Accuracy", (("bco/accuracy", "training"), ("eval/accuracy", "held out"))),
+            *LABELLED,
+            one("Reward shift", "bco/shift", "delta"),
         ),
         "How it learns": OPTIMISER,
         "How fast": SPEED,
@@ -112,6 +137,21 @@ PANELS: dict[str, dict[str, tuple[Panel, ...]]] = {
         ),
     },
 }  # fmt: skip
+PANELS |= {
+    kind: {
+        "What it learns": (
+            Panel("Loss", ((f"{kind}/loss", "training"), ("eval/loss", "held out"))),
+            Panel("Accuracy", (("rewards/accuracies", "training"), ("eval/rewards/accuracies", "held out"))),
+            Panel("Margin", (("rewards/margins", "training"), ("eval/rewards/margins", "held out"))),
+            Panel("Rewards", (("rewards/chosen", "chosen"), ("rewards/rejected", "rejected"))),
+            Panel("Log-probabilities", (("logps/chosen", "chosen"), ("logps/rejected", "rejected"))),
+            Panel("Likelihood of the chosen", ((f"{kind}/nll", "training"), ("eval/nll", "held out"))),
+        ),
+        "How it learns": OPTIMISER,
+        "How fast": SPEED,
+    }
+    for kind in ("dpo", "orpo", "simpo", "cpo")
+}
 """Recipe -> section -> panels. A panel is drawn when at least one of its metrics was logged."""
 
 

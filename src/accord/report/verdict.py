@@ -13,6 +13,14 @@ NOTHING = 0.1
 """A change of less than this share of the scores' standard deviation is called none."""
 
 
+PREFERENCES = (
+    ("Held-out accuracy", "eval/rewards/accuracies", ""),
+    ("Accuracy", "rewards/accuracies", ""),
+    ("Margin", "rewards/margins", ""),
+)
+"""Figures of what learns from pairs, as `tiles` reads them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tile:
     """One large figure."""
@@ -59,14 +67,24 @@ def verdict(run: RunData) -> list[str]:
     return [*_outcome(run), *_extent(run)]
 
 
+LABELLED_TILES = (
+    ("Margin", "rewards/margins", ""),
+    ("Chosen", "rewards/chosen", ""),
+    ("Rejected", "rewards/rejected", ""),
+)
+
+
 def tiles(run: RunData) -> list[Tile]:
     """The figures to remember."""
     figures = {
         "ppo": (("Score", "env/reward_mean", ""), ("KL", "objective/kl", "nats"),
                 ("Response length", "sampling/length_mean", "tokens")),
         "sft": (("Loss", "sft/loss", "nats per token"), ("Held-out loss", "eval/loss", "nats per token")),
+        "kto": LABELLED_TILES,
+        "bco": LABELLED_TILES,
         "reward": (("Held-out accuracy", "eval/accuracy", ""), ("Accuracy", "reward/accuracy", ""),
                    ("Margin", "reward/margin", "")),
+        **dict.fromkeys(("dpo", "orpo", "simpo", "cpo"), PREFERENCES),
     }.get(run.kind, ())  # fmt: skip
     result = []
     for label, name, unit in figures:
@@ -119,16 +137,21 @@ def _outcome(run: RunData) -> list[str]:
     if score:
         noise = NOTHING * (mean(run.values("env/reward_std")) or 0.0)
         sentences.append(score.words("mean score", noise))
-    if kl:
+    if kl and run.kind != "kto":  # there it is measured on answers to other prompts
         sentences.append(f"the policy is {shown(kl.last)} nats per response away from the reference{_target(run)}")
-    if loss := change(run, "sft/loss") or change(run, "reward/loss"):
+    if loss := change(run, f"{run.kind}/loss"):
         sentences.append(loss.words("training loss", 0.01 * abs(loss.first)))
     if held_out := change(run, "eval/loss"):
         sentences.append(held_out.words("held-out loss", 0.01 * abs(held_out.first)))
     accuracy, where = change(run, "eval/accuracy"), "held-out"
     if accuracy is None:
-        accuracy, where = change(run, "reward/accuracy"), "training"
-    if accuracy:
+        accuracy, where = change(run, f"{run.kind}/accuracy"), "training"
+    for name, pairs in (("eval/rewards/accuracies", "held-out"), ("rewards/accuracies", "training")):
+        if accuracy is None and (preferred := change(run, name)) is not None:
+            accuracy, where = preferred, pairs
+    if accuracy and run.kind in ("kto", "bco"):
+        sentences.append(f"its reward puts {accuracy.last:.0%} of {where} rows on the right side")
+    elif accuracy:
         sentences.append(f"it scores the chosen answer higher in {accuracy.last:.0%} of {where} pairs")
     return [_sentence(sentence) for sentence in sentences]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from accord.errors import RewardError
 from accord.rewards.protocol import RewardSource, describe, with_scores
@@ -10,7 +11,11 @@ from accord.types import Rollout
 
 
 class MixedReward:
-    """score = sum of weight x value over the sources that apply to a response; scores of single tokens are added by token."""
+    """score = sum of weight x value over the sources that apply to a response; scores of single tokens are added by token.
+
+    A source may have `details`: more values of its last call, by name. They are kept in `scores` as `label/name`, and weigh
+    nothing.
+    """
 
     def __init__(self, sources: Sequence[tuple[RewardSource, float]]) -> None:
         self.sources = list(sources)
@@ -31,9 +36,14 @@ class MixedReward:
         scored = []
         for index, rollout in enumerate(rollouts):
             values = {source.label: column[index] for (source, _), column in zip(self.sources, columns, strict=True)}
-            scored.append(with_scores(rollout, values, weights))
-            if scored[-1].score is None:
+            found = with_scores(rollout, values, weights)
+            if found.score is None:
                 raise RewardError(
                     f"no reward applies to {describe(index, rollout)}: each of {self.labels} returned None"
                 )
+            told: dict[str, float | None] = {}
+            for source, _ in self.sources:
+                details: Mapping[str, Sequence[float | None]] = getattr(source, "details", {})
+                told |= {f"{source.label}/{name}": column[index] for name, column in details.items()}
+            scored.append(replace(found, scores={**found.scores, **told}))
         return scored

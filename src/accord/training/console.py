@@ -24,6 +24,7 @@ RECENT = 20
 """Iterations that the estimate of the time left looks back on."""
 UNITS = {"rollout": "responses", "reward": "responses", "score": "batches", "update": "minibatches", "eval": "batches"}
 """What each phase counts."""
+UNITS["reference"] = "batches"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,11 @@ class Column:
 
 
 SPEED = (Column("tok/s", "tokens/per_second"), Column("seconds", "time/iteration"))
+LABELLED = (
+    Column("margin", "rewards/margins"),
+    Column("chosen", "rewards/chosen"),
+    Column("rejected", "rewards/rejected"),
+)
 ROLLOUTS = (
     Column("score", "env/reward_mean"),
     Column("KL", "objective/kl"),
@@ -60,6 +66,24 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     "rloo": ROLLOUTS,
     "grpo": ROLLOUTS,
     "reinforce": ROLLOUTS,
+    **{
+        kind: (
+            Column("loss", f"{kind}/loss"),
+            Column("accuracy", "rewards/accuracies"),
+            Column("margin", "rewards/margins"),
+            Column("chosen", "logps/chosen"),
+            *SPEED,
+        )
+        for kind in ("dpo", "orpo", "simpo", "cpo")
+    },
+    "kto": (
+        Column("loss", "kto/loss"),
+        Column("accuracy", "kto/accuracy"),
+        *LABELLED,
+        Column("KL", "objective/kl"),
+        *SPEED,
+    ),
+    "bco": (Column("loss", "bco/loss"), Column("accuracy", "bco/accuracy"), *LABELLED, *SPEED),
 }
 """The figures that matter for each recipe; the rest is in `metrics.jsonl` and the report."""
 

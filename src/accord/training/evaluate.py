@@ -21,7 +21,8 @@ def evaluate(
 ) -> Metrics:
     """The algorithm's own loss and metrics on all held-out items, without dropout or gradients.
 
-    Each metric `x/name` becomes `eval/name`. Every rank evaluates all items, so that none has to wait.
+    Each metric `x/name` of the algorithm's own becomes `eval/name`, and `rewards/chosen` and its like `eval/rewards/chosen`.
+    Every rank evaluates all items, so that none has to wait.
     """
     batch, _ = algorithm.prepare(items, scorer)
     denominators = Denominators.of(batch, one_rank).to(roles.device)
@@ -29,8 +30,16 @@ def evaluate(
     for update in algorithm.roles():
         for name, value in _run(update, batch.split(micro_batch_tokens), algorithm, roles, denominators).items():
             totals[name] = totals.get(name, 0.0) + value
-    result = {f"eval/{name.partition('/')[2]}": value for name, value in totals.items()}
-    return with_perplexity(result, "eval")
+    return {_held_out_name(name): value for name, value in with_perplexity(totals).items()}
+
+
+SHARED = ("rewards", "logps")
+"""Prefixes of metrics that several algorithms have; without them two metrics would get one name."""
+
+
+def _held_out_name(name: str) -> str:
+    prefix, _, own = name.partition("/")
+    return f"eval/{name}" if prefix in SHARED else f"eval/{own}"
 
 
 def _run(
@@ -47,9 +56,7 @@ def _run(
     return totals
 
 
-def with_perplexity(metrics: Metrics, prefix: str) -> Metrics:
-    """Add exp(loss) where the loss is a mean negative log-likelihood in nats (pairs, which have a margin, have no perplexity)."""
-    loss = metrics.get(f"{prefix}/loss")
-    if loss is None or f"{prefix}/margin" in metrics:
-        return metrics
-    return metrics | {f"{prefix}/perplexity": math.exp(min(loss, 50.0))}
+def with_perplexity(metrics: Metrics) -> Metrics:
+    """Add exp(loss) where there is a mean negative log-likelihood in nats; other losses have no perplexity."""
+    loss = metrics.get("sft/loss")
+    return metrics if loss is None else metrics | {"sft/perplexity": math.exp(min(loss, 50.0))}

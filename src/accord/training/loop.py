@@ -59,10 +59,15 @@ class Parts:
     """Writes the model to a folder."""
     engine: Engine | None = None
     evaluate: Callable[[], Metrics] | None = None
+    begin: Callable[[Console], Mapping[str, str]] | None = None
+    """What has to be computed with the weights as they are at the start, before a checkpoint takes their place; gives facts for
+    the header."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """For the header."""
     next_steps: Sequence[tuple[str, str]] = ()
     """For the summary."""
+    notes: Sequence[str] = ()
+    """What a person should know about the data before the run starts."""
 
 
 def run_loop(
@@ -81,12 +86,13 @@ def run_loop(
     recipe = parts.recipe
     first_rank = parts.learner.ranks.first
     console = Console(parts.kind, parts.iterations, quiet=quiet or not first_rank, log_every=recipe.train.log_every)
+    facts = parts.facts if parts.begin is None else {**parts.facts, **_begin(parts.begin, console)}
     begun, notes = _restore(parts, directory) if resume else (0, [])
     config = recipe.model_dump(mode="json")
     sinks = open_sinks(recipe.train.sinks, directory.path, config, begun if resume else None) if first_rank else []
     with console, _stop_signals(), _warnings_shown(console):
-        console.header({**parts.facts, "output": str(directory.path), "seed": str(recipe.seed)})
-        for note in (*notes, *recipe.warnings()):
+        console.header({**facts, "output": str(directory.path), "seed": str(recipe.seed)})
+        for note in (*notes, *recipe.warnings(), *parts.notes):
             console.note(note)
         console.start(begun)
         try:
@@ -109,6 +115,11 @@ def run_loop(
     return Run(directory.path, read_metrics(directory.path))
 
 
+def _begin(begin: Callable[[Console], Mapping[str, str]], console: Console) -> Mapping[str, str]:
+    with console, _stop_signals(), _warnings_shown(console):
+        return begin(console)
+
+
 def _iterate(parts: Parts, iteration: int, directory: RunDirectory, console: Console) -> Metrics:
     """Collect, prepare, learn, hand over the weights."""
     started = time.perf_counter()
@@ -118,7 +129,7 @@ def _iterate(parts: Parts, iteration: int, directory: RunDirectory, console: Con
     batch, learnt = learn(
         items, parts.algorithm, parts.learner, parts.scorer, parts.recipe.seed, iteration, console.advance
     )
-    metrics |= with_perplexity(learnt, parts.kind)
+    metrics |= with_perplexity(learnt)
     if parts.engine is not None:
         parts.engine.load(None, iteration + 1)
         every = getattr(parts.recipe.train, "rollouts_every", 0)

@@ -37,7 +37,9 @@ class Metric:
 
 
 PATTERN = "env/reward/<source>"
-"""Stands for one metric per reward source; see `describe`."""
+"""Stands for one metric per reward source, and per member of an ensemble; see `describe`."""
+SPREAD_PATTERN = "env/reward_spread/<source>"
+"""Stands for one metric per ensemble."""
 
 M = Metric
 GROUPS: dict[str, tuple[Metric, ...]] = {
@@ -115,10 +117,11 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           "Falls.", "See `sft/loss`."),
     ),
     "Reward model (reward)": (
-        M("reward/loss", "-log sigmoid(chosen - rejected - margin), without the centring term.",
+        M("reward/loss", "-log sigmoid(chosen - rejected - margin), without the centring term; of steps: cross-entropy.",
           "Starts near 0.693 (a coin toss) and falls.",
           "Stays at 0.693: raise the learning rate, check that pairs differ."),
-        M("reward/accuracy", "Share of the pairs of the batch in which the chosen answer scores higher.",
+        M("reward/accuracy", "Share of the pairs of the batch in which the chosen answer scores higher; of steps "
+          "(`level: step`): whose score and label agree.",
           "Rises from 0.5 to 0.65 to 0.85.",
           "Near 1: memorised, or the pairs differ by something trivial. Compare `eval/`.", low=0.4),
         M("reward/margin", "Mean of chosen minus rejected score.",
@@ -128,6 +131,39 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           "Near 0, above the rejected.", "Drifts far from 0: raise `algorithm.centre_coef`.", unit="reward"),
         M("reward/rejected_mean", "Mean score of rejected answers.",
           "Near 0, below the chosen.", "Drifts far from 0: raise `algorithm.centre_coef`.", unit="reward"),
+    ),
+    "Thumbs up and down (kto, bco)": (
+        M("rewards/chosen", "Mean reward of chosen (liked) answers: beta times log policy minus log reference.",
+          "0 in the first row, then rising, or falling less than the rejected.",
+          "Falls for long: all answers grow less likely; lower the learning rate or raise `algorithm.beta`."),
+        M("rewards/rejected", "The same of rejected (disliked) answers.",
+          "Falls below the chosen.", "Rises with the chosen: labels may be noise, or answers much alike."),
+        M("rewards/margins", "Mean reward of chosen minus that of rejected answers.",
+          "Positive and growing slowly.", "Negative: labels may be swapped. Flat at 0: raise the learning rate."),
+        M("logps/chosen", "Mean log-probability of chosen answers, summed over their tokens.",
+          "Close to its start.", "Falls far: see `rewards/chosen`.", unit="nats/response"),
+        M("logps/rejected", "The same of rejected answers.",
+          "Falls.", "See `rewards/rejected`.", unit="nats/response"),
+        M("kto/loss", "KTO's loss: weight times 1 - value.", "Starts at half the mean weight, 0.5, and falls.",
+          "Stays: raise the learning rate, or lower `algorithm.beta`."),
+        M("kto/accuracy", "Share of rows whose reward lies on the right side of beta z; a tie counts half.",
+          "Rises from 0.5 to 0.6 to 0.9.", "Near 1 while held-out rows stay: memorised; stop earlier."),
+        M("bco/loss", "BCO's loss: weighted cross-entropy of the labels.", "Starts at 0.693 times the mean weight and falls.",
+          "Stays: raise the learning rate, or lower `algorithm.beta`."),
+        M("bco/accuracy", "Share of rows whose reward lies on the right side of the shift; a tie counts half.",
+          "Rises from 0.5 to 0.6 to 0.9.", "Near 1 while held-out rows stay: memorised; stop earlier."),
+        M("bco/shift", "The reward shift delta: half-way between the mean rewards of both labels so far.",
+          "Moves slowly.", "Runs away from `rewards/chosen` and `rewards/rejected`: set `algorithm.shift_decay` to 0.9."),
+        M("eval/rewards/chosen", "Mean reward of liked held-out answers.", "Follows `rewards/chosen`.", "See there."),
+        M("eval/rewards/rejected", "Mean reward of disliked held-out answers.",
+          "Follows `rewards/rejected`.", "See there."),
+        M("eval/rewards/margins", "Their difference.", "Positive and growing slowly.",
+          "Falls while `rewards/margins` grows: memorised; stop earlier."),
+        M("eval/logps/chosen", "Mean log-probability of liked held-out answers.",
+          "Follows `logps/chosen`.", "See there.", unit="nats/response"),
+        M("eval/logps/rejected", "Mean log-probability of disliked held-out answers.",
+          "Follows `logps/rejected`.", "See there.", unit="nats/response"),
+        M("eval/shift", "The reward shift that held-out rows were judged by.", "That of `bco/shift`.", "See there."),
     ),
     "Score and reward (ppo)": (
         M("env/reward_mean", "Mean score as it came from the reward sources, before any scaling.",
@@ -141,6 +177,9 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
         M(PATTERN, "Mean score of one reward source, before its weight, over the responses to which it applies.",
           "Sources rise together.",
           "One falls while another rises: they conflict; change their weights.", unit="reward"),
+        M(SPREAD_PATTERN, "Standard deviation between the members of an ensemble of reward models, mean over the responses.",
+          "Steady.", "Grows: the policy goes where the reward models disagree; use `combine: min` or `uwo`, or stop "
+          "earlier.", unit="reward"),
         M("ppo/mean_scores", "Mean score as the algorithm sees it: after penalty, scale, normalisation and clipping.",
           "Follows `env/reward_mean`.",
           "Flat while `env/reward_mean` moves: scores hit `algorithm.reward_clip`.", unit="reward"),
@@ -150,7 +189,8 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
     ),
     "Distance from the reference (ppo)": (
         M("objective/kl", "Divergence of the policy from the reference, per response (k1 estimator: mean of summed log "
-          "ratios).", "Exactly 0 in the first row, then growing to the target (6 by default).",
+          "ratios). In kto: z, the same mean over answers to other prompts, at least 0.",
+          "Exactly 0 in the first row, then growing to the target (6 by default).",
           "Clearly negative: sampling and training disagree (`sampling/*`) or the temperature differs. Runs away: "
           "raise `algorithm.kl.coef`, lower the learning rate.", unit="nats/response", low=-1.0, high=60.0),
         M("objective/kl_coef", "Weight of the KL penalty, moved by the controller when there is a target.",
@@ -239,6 +279,39 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           "0: synchronous.",
           "Always 0 here: every batch is sampled with the newest weights.", unit="versions"),
     ),
+    "Preferences (dpo, orpo, simpo, cpo)": (
+        *(M(f"{kind}/loss", "Mean preference loss of the pairs, without the likelihood term.",
+            "Falls slowly; dpo's `sigmoid` from log 2 = 0.693.",
+            "Flat: raise the learning rate. Near 0 early: too high, or the pairs differ by something trivial.")
+          for kind in ("dpo", "simpo", "cpo")),
+        M("orpo/loss", "Likelihood term plus the weighted odds-ratio term.", "Falls.", "Flat: raise the learning rate."),
+        *(M(f"{kind}/nll", "Negative log-likelihood of the chosen answers per token, mean over the pairs; logged if it has a "
+            "weight.", "Flat or falling.", "Rises: raise `algorithm.sft_coef` (orpo: lower `algorithm.beta`), or lower the "
+            "learning rate.", unit="nats/token") for kind in ("dpo", "orpo", "simpo", "cpo")),
+        M("orpo/log_odds", "Mean log of the odds of chosen over rejected answers.",
+          "Rises.", "Stays near 0: raise `algorithm.beta` or the learning rate.", unit="nats"),
+        M("rewards/chosen", "Mean reward of chosen answers as the loss sees it: dpo, beta times the log-ratio to the "
+          "reference; others, beta times the log-probability (a token, where the loss is per token).",
+          "dpo: near 0 or slowly rising.", "Falls far: chosen answers lose likelihood too. Lower the learning rate, raise "
+          "`algorithm.beta`, or set `algorithm.sft_coef`.", unit="reward"),
+        M("rewards/rejected", "The same of rejected answers.",
+          "Falls below `rewards/chosen`.", "Plunges: more is unlearnt than learnt; lower the learning rate.", unit="reward"),
+        M("rewards/accuracies", "Share of pairs whose chosen answer has the greater reward; a tie counts half.",
+          "Rises from 0.5 to between 0.65 and 0.9.",
+          "Near 0.5: nothing learnt. Near 1 early: memorising, or pairs that differ by something trivial such as length."),
+        M("rewards/margins", "Mean of chosen minus rejected reward.", "Positive and slowly growing.",
+          "Grows while the held-out accuracy stays: overconfident; stop earlier.", unit="reward"),
+        M("logps/chosen", "Mean log-probability of whole chosen answers.",
+          "Flat or slowly falling.", "Falls far: see `rewards/chosen`.", unit="nats"),
+        M("logps/rejected", "Mean log-probability of whole rejected answers.", "Falls.",
+          "Falls together with `logps/chosen`: length or style may be what is learnt.", unit="nats"),
+        *(M(f"eval/{name}", f"`{name}` on held-out pairs.", f"Near `{name}`.", "Falls behind: overfitting; stop earlier.",
+            unit=unit)
+          for name, unit in (("rewards/chosen", "reward"), ("rewards/rejected", "reward"), ("rewards/accuracies", ""),
+                             ("rewards/margins", "reward"), ("logps/chosen", "nats"), ("logps/rejected", "nats"))),
+        M("eval/nll", "The `nll` above on held-out pairs.", "Flat or falling.", "Rises: see `logps/chosen`.", unit="nats/token"),
+        M("eval/log_odds", "`orpo/log_odds` on held-out pairs.", "Rises.", "Falls behind: overfitting.", unit="nats"),
+    ),
 }  # fmt: skip
 """The table, by topic."""
 
@@ -250,11 +323,12 @@ def describe(name: str) -> Metric | None:
     """What a logged name means; a reward source's own mean is described under its own name."""
     if name in METRICS:
         return METRICS[name]
-    prefix = PATTERN.partition("<")[0]
-    if not name.startswith(prefix) or name == prefix:
-        return None
-    general = METRICS[PATTERN]
-    return Metric(name, general.meaning, general.healthy, general.outside, general.unit)
+    for pattern in (PATTERN, SPREAD_PATTERN):
+        prefix = pattern.partition("<")[0]
+        if name.startswith(prefix) and name != prefix:
+            general = METRICS[pattern]
+            return Metric(name, general.meaning, general.healthy, general.outside, general.unit)
+    return None
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -21,15 +21,21 @@ T = TypeVar("T")
 
 
 class Examples(Generic[T]):
-    """Batches of examples that are there already."""
+    """Batches of examples that are there already.
 
-    def __init__(self, stream: Stream[T], ranks: Ranks) -> None:
-        self.stream, self.ranks = stream, ranks
+    Args:
+        stream: of examples.
+        ranks: that share each batch.
+        arrange: done to a whole batch before it is shared, so that it does not depend on the number of ranks.
+    """
+
+    def __init__(self, stream: Stream[T], ranks: Ranks, arrange: Callable[[Sequence[T]], list[T]] = list) -> None:
+        self.stream, self.ranks, self.arrange = stream, ranks, arrange
 
     def collect(self, iteration: int, console: Console) -> tuple[list[T], Metrics]:
         """This rank's examples of one iteration."""
         started = time.perf_counter()
-        items = self.ranks.share(self.stream.batch(iteration))
+        items = self.ranks.share(self.arrange(self.stream.batch(iteration)))
         return items, {"time/data": time.perf_counter() - started}
 
     def record(self, items: Sequence[T], batch: TokenBatch, iteration: int, folder: Path) -> None:

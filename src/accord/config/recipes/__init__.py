@@ -1,12 +1,18 @@
 """One file an algorithm: its own options, and its recipe."""
 
 from accord.config.recipe import Recipe
+from accord.config.recipes.bco import BCOConfig, BCORecipe
+from accord.config.recipes.cpo import CPOConfig, CPORecipe
+from accord.config.recipes.dpo import DPOConfig, DPORecipe
 from accord.config.recipes.grpo import GRPOConfig, GRPORecipe
+from accord.config.recipes.kto import KTOConfig, KTORecipe
+from accord.config.recipes.orpo import ORPOConfig, ORPORecipe
 from accord.config.recipes.ppo import PPOConfig, PPORecipe
 from accord.config.recipes.reinforce import ReinforceConfig, ReinforceRecipe
 from accord.config.recipes.reward import RewardConfig, RewardRecipe
 from accord.config.recipes.rloo import RLOOConfig, RLOORecipe
 from accord.config.recipes.sft import SFTConfig, SFTRecipe
+from accord.config.recipes.simpo import SimPOConfig, SimPORecipe
 
 RECIPES: dict[str, type[Recipe]] = {
     "sft": SFTRecipe,
@@ -15,13 +21,29 @@ RECIPES: dict[str, type[Recipe]] = {
     "rloo": RLOORecipe,
     "grpo": GRPORecipe,
     "reinforce": ReinforceRecipe,
+    "dpo": DPORecipe,
+    "orpo": ORPORecipe,
+    "simpo": SimPORecipe,
+    "cpo": CPORecipe,
+    "kto": KTORecipe,
+    "bco": BCORecipe,
 }
 """Training command -> its recipe. The CLI, the algorithms and the docs have the same keys."""
 
 __all__ = [
     "RECIPES",
+    "BCOConfig",
+    "BCORecipe",
+    "CPOConfig",
+    "CPORecipe",
+    "DPOConfig",
+    "DPORecipe",
     "GRPOConfig",
     "GRPORecipe",
+    "KTOConfig",
+    "KTORecipe",
+    "ORPOConfig",
+    "ORPORecipe",
     "PPOConfig",
     "PPORecipe",
     "RLOOConfig",
@@ -32,4 +54,6 @@ __all__ = [
     "RewardRecipe",
     "SFTConfig",
     "SFTRecipe",
+    "SimPOConfig",
+    "SimPORecipe",
 ]

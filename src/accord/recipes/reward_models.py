@@ -1,0 +1,58 @@
+"""From a recipe's reward term to the source that reads reward models: one or several, of answers or of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from accord.config import RewardTerm
+from accord.errors import ModelError
+from accord.model.loading import locate
+from accord.model.score_facts import FILE, ScoreFacts, read_facts
+from accord.model.scorer import Scorer
+from accord.rewards import EnsembleReward, ModelReward, ProcessReward, RewardSource
+
+
+def score_facts(term: RewardTerm) -> list[ScoreFacts]:
+    """How each of the term's models is to be read; needs no weights.
+
+    Raises:
+        ModelError: what the term wants and what is stored with a model do not fit.
+    """
+    return [_fitting(term, path, read_facts(locate(path))) for path in term.paths]
+
+
+def _fitting(term: RewardTerm, path: str, stored: ScoreFacts | None) -> ScoreFacts:
+    facts = stored or ScoreFacts(level="response" if term.process is None else "step")
+    if facts.level == "step" and term.process is None:
+        raise ModelError(
+            f"{path} scores steps, so say how their probabilities make a response's score: "
+            "reward: {model: ..., process: min | prod | last | mean | sum}"
+        )
+    if facts.level == "response" and term.process is not None:
+        raise ModelError(f"{path} scores whole answers ({FILE}), so `process` does not apply to it: leave it out")
+    if term.process is not None and (term.step or facts.step) is None:
+        raise ModelError(f"{path} does not say what stands between two steps (there is no {FILE}): give `step`")
+    if term.normalized and facts.mean is None:
+        raise ModelError(
+            f"{path} has no mean and standard deviation of its scores to normalise by: train it with algorithm.normalize, "
+            "or leave out `normalized`"
+        )
+    facts = facts if term.normalized is not False else replace(facts, mean=None, std=None)
+    return replace(facts, step=term.step or facts.step)
+
+
+def model_source(term: RewardTerm, facts: Sequence[ScoreFacts], scorer: Scorer) -> RewardSource:
+    """The term's source; its roles are there already, one for each of its models."""
+
+    def one(role: str, label: str, fact: ScoreFacts) -> RewardSource:
+        if term.process is None:
+            return ModelReward(scorer, role, label, fact)
+        assert fact.step is not None
+        return ProcessReward(scorer, role, label, scorer.roles.tokenizer, fact.step, term.process)
+
+    if term.model is not None:
+        return one(term.roles[0], term.label, facts[0])
+    labels = [f"{term.label}/{number}" for number, _ in enumerate(term.models, 1)]
+    members = [one(role, label, fact) for role, label, fact in zip(term.roles, labels, facts, strict=True)]
+    return EnsembleReward(members, term.label, term.combine, term.coef)
