@@ -106,7 +106,7 @@ class Rollout:
     group: int = 0
     """Rollouts with the same number answer the same prompt."""
     version: int = 0
-    """Version of the policy weights that sampled the response."""
+    """Version of the policy weights that sampled the response; -1: it was not sampled, but comes from the data."""
     score: float | None = None
     """Weighted sum of the reward sources that score whole responses; `None` until they have been asked."""
     token_scores: tuple[float, ...] | None = None
@@ -114,6 +114,9 @@ class Rollout:
     none."""
     scores: Mapping[str, float | None] = field(default_factory=dict)
     """What each reward source said, summed over the tokens if it scores them; `None` where the source does not apply."""
+
+    greedy: Rollout | None = None
+    """The scored greedy response to the same prompt, where one was asked for; it is compared with, and not learnt from."""
 
     @property
     def total_score(self) -> float:

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from accord.cli import main
-from recipes.tiny_runs import prompts, write_rows
+from recipes.tiny_runs import REWARDS, prompts, write_rows
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -84,3 +84,47 @@ def test_the_folder_of_the_output_is_made(finished, tmp_path: Path):
     out = tmp_path / "new" / "out.jsonl"
     words = ["generate", str(finished / "model"), "--prompt", "a film", "--max-new-tokens", "2", "--output", str(out)]
     assert main(words) == 0 and len(rows_of(out)) == 1
+
+
+def test_best_of_n(finished, tmp_path: Path, capsys):
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    words = ["generate", str(finished / "model"), "--prompt", "a film", "--prompt", "the end", "--max-new-tokens", "5"]
+    words += ["--best-of", "4", "--reward", f"{tmp_path}/rewards.py:letters"]
+    words += ["--reward", f"{{function: '{tmp_path}/rewards.py:brevity', weight: 0.01}}"]
+    assert main([*words, "--all", "--output", str(tmp_path / "all.jsonl")]) == 0
+    assert "at most 0.64 nats of KL" in capsys.readouterr().out
+    rows = rows_of(tmp_path / "all.jsonl")
+    assert len(rows) == 8 and set(rows[0]) == {"prompt", "completion", "finish_reason", "score", "scores", "best"}
+    for row in rows:
+        assert row["score"] == pytest.approx(row["scores"]["letters"] + 0.01 * row["scores"]["brevity"])
+    assert main([*words, "--output", str(tmp_path / "best.jsonl")]) == 0
+    best = [max(rows[k : k + 4], key=lambda row: row["score"]) for k in (0, 4)]
+    assert rows_of(tmp_path / "best.jsonl") == [{k: v for k, v in row.items() if k != "best"} for row in best]
+    assert [row for row in rows if row["best"]] == best
+    assert main(words) == 0
+    assert capsys.readouterr().out.count("score ") == 2
+
+
+def test_rewards_get_the_columns_of_the_prompts(finished, tmp_path: Path):
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    file = write_rows(tmp_path / "prompts.jsonl", [row for row in prompts(6) if row["use"]])
+    words = ["generate", str(finished / "model"), "--prompts", file, "--reward", f"{tmp_path}/rewards.py:sometimes"]
+    assert main([*words, "--max-new-tokens", "2", "--output", str(tmp_path / "out.jsonl")]) == 0
+    assert [row["score"] for row in rows_of(tmp_path / "out.jsonl")] == [1.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--best-of", "4"], "--best-of needs a --reward"),
+        (["--best-of", "0", "--reward", "a.py:f"], "--best-of must be 1 or more"),
+        (["--best-of", "4", "--samples", "2", "--reward", "a.py:f"], "give one of the two"),
+        (["--all"], "--all shows what --best-of chose from"),
+        (["--reward", "nowhere.py:f"], "nowhere.py does not exist"),
+        (["--reward", "{weight: 2}"], "exactly one of `model` and `function`"),
+        (["--best-of", "4", "--temperature", "0", "--reward", "a.py:f"], "would be the same"),
+    ],
+)
+def test_a_choice_that_cannot_be_made_is_refused_before_a_model_is_loaded(words, said, capsys):
+    assert main(["generate", "/no/model", "--prompt", "a film", *words]) == 2
+    assert said in capsys.readouterr().err

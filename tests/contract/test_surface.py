@@ -6,13 +6,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import accord
 from accord.algorithms import ALGORITHMS
 from accord.cli import COMMANDS, GROUPS
-from accord.config import RECIPES, ExampleRecipe, build, load
+from accord.config import RECIPES, PolicyGradient, RolloutRecipe, build, load
 from accord.recipes import BUILDERS
 from accord.training.console import COLUMNS
 from accord.training.metrics import describe
@@ -28,6 +29,7 @@ PUBLIC = [
     "ConfigError",
     "DPORecipe",
     "DataError",
+    "DistillRecipe",
     "Example",
     "GRPORecipe",
     "GenerationError",
@@ -40,7 +42,9 @@ PUBLIC = [
     "PreferencePair",
     "Prompt",
     "RLOORecipe",
+    "ReMaxRecipe",
     "ReinforceRecipe",
+    "RejectionRecipe",
     "RewardError",
     "RewardRecipe",
     "Rollout",
@@ -48,6 +52,7 @@ PUBLIC = [
     "RunError",
     "SFTRecipe",
     "SimPORecipe",
+    "StepwiseExample",
     "TrainingError",
     "generate",
     "merge",
@@ -107,28 +112,20 @@ def test_each_config_parses_into_its_recipe(path: Path):
     assert build(type(recipe), recipe.model_dump(mode="json")) == recipe
 
 
-EXAMPLES = {name for name, recipe in RECIPES.items() if issubclass(recipe, ExampleRecipe)}
-
-
 @pytest.mark.parametrize("kind", RECIPES)
 def test_every_metric_that_is_logged_is_documented(kind, model_folder: Callable[[str], Path], tmp_path: Path):
-    weighted = {"algorithm": {"sft_coef": 0.5}} if kind in ("dpo", "simpo") else {}
-    over = (
-        {"data": {"eval_fraction": 0.25}} | weighted
-        if kind in EXAMPLES
-        else {"algorithm": {"kl": {"use": "loss"}, "ratio_guard": 1.0001, "epochs": 4}}
-    )
-    if kind not in EXAMPLES:
-        over["train"] = {
-            "learning_rate": 0.02,
-            "warmup": 0,
-            "iterations": 3,
-        }  # so large that steps are skipped, and counted
+    over: dict[str, Any] = {}
+    policy_gradient = isinstance(RECIPES[kind].model_fields["algorithm"].default, PolicyGradient)
+    if not issubclass(RECIPES[kind], RolloutRecipe):
+        over = {"data": {"eval_fraction": 0.25}, "algorithm": {"sft_coef": 0.5} if kind in ("dpo", "simpo") else {}}
+    elif policy_gradient:  # with a rate so large that steps are skipped, and counted
+        over["algorithm"] = {"kl": {"use": "loss"}, "ratio_guard": 1.0001, "epochs": 4, "correction": "mask"}
+        over["train"] = {"learning_rate": 0.02, "warmup": 0, "iterations": 3}
     done = run(kind, model_folder("llama"), tmp_path, over)
     names = {name for row in done.metrics for name in row}
     assert {name for name in names if describe(name) is None} == set()
     assert names > {"iteration", "step", "tokens/trained", "tokens/per_second", "time/iteration", "memory/peak_gib"}
-    if kind not in EXAMPLES:
+    if policy_gradient:
         assert {"ppo/steps_skipped", "ppo/loss/kl", "env/reward/brevity"} <= names
     shown = {column.metric for column in COLUMNS[kind]}
     assert shown <= names  # the console has no column that stays empty

@@ -22,7 +22,15 @@ from accord.types import Rollout
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "examples" / "configs").glob("*.yaml"))
-PAGES = sorted([*ROOT.glob("docs/**/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"])
+PAGES = sorted(
+    [
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("examples/*.md"),
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
+    ]
+)
 MINIMAL = {"model": {"path": "MODEL"}, "data": {"path": "rows.jsonl"}, "output": "runs/x"}
 
 PROMISED = {
@@ -62,7 +70,31 @@ def test_an_example_runs_and_leaves_what_it_promises(example: str, tmp_path: Pat
 
 
 def test_every_example_is_run() -> None:
-    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == {*PROMISED, "rewards"}
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == {*PROMISED, "rewards", "stackexchange_dump"}
+
+
+@pytest.mark.slow
+def test_the_stack_exchange_page_runs_from_the_dump_to_the_answers(tmp_path: Path) -> None:
+    """Every command of the page, in its order, with a tiny model."""
+    pytest.importorskip("markdownify")
+    from accord.model.tiny import write_tiny_model
+
+    texts = ["Question: sort files in git\n\nHow do I **sort** files in `git`?\n\nAnswer: This works for me:"] * 5
+    model = write_tiny_model(tmp_path / "model", texts, vocab_size=400, hidden=32, heads=2)
+    page = ROOT / "examples" / "stackexchange.md"
+    lines = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines() if line]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    for line in lines:
+        program, *words = shlex.split(line.replace("MODEL", str(model)).replace("examples/", f"{ROOT}/examples/"))
+        start = {"python": [sys.executable], "accord": [sys.executable, "-m", "accord"]}[program]
+        words += ["--processes", "1"] if words[:2] == ["data", "stackexchange"] else []
+        done = subprocess.run(
+            [*start, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    runs = tmp_path / "runs" / "stackexchange"
+    assert all((runs / stage / "model" / "adapter_model.safetensors").is_file() for stage in ("sft", "reward", "ppo"))
+    assert len(lines) == 11 and "at most 0.64 nats" in done.stdout and done.stdout.count("Question:") == 2
 
 
 def rollout(text: str, **columns: Any) -> Rollout:
@@ -141,7 +173,7 @@ def test_commands_in_a_page_exist_and_so_do_their_options(page: Path) -> None:
     for words in commands(page):
         assert words[0] in COMMANDS, words
         if words[0] not in RECIPES:
-            assert words[0] != "data" or words[1] == "check", words
+            assert words[0] != "data" or words[1] in ("check", "stackexchange"), words
             continue
         options = [word for word in words[1:] if word not in ("--resume", "--dry-run", "--quiet", "--help", "...")]
         if options and not options[0].startswith("--"):

@@ -15,7 +15,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from accord.losses import bco, bradley_terry, cpo, dpo, kl_penalty, kto, orpo, ppo_policy, ppo_value, sft, simpo
+from accord.losses import (
+    bco,
+    bradley_terry,
+    cpo,
+    dpo,
+    kl_penalty,
+    kto,
+    orpo,
+    ppo_policy,
+    ppo_value,
+    process_reward,
+    sft,
+    simpo,
+)
 from accord.ops.logprobs import token_logprobs
 
 FILE = Path(__file__).parent / "losses.json"
@@ -103,6 +116,11 @@ def answers(loss_of: Callable[..., tuple[Tensor, dict[str, Tensor]]], **options:
     return loss
 
 
+def process(scores_T: Tensor) -> Tensor:
+    labels_T = (wave(T, pitch=1.6) + 1) / 2
+    return process_reward(scores_T=scores_T, labels_T=labels_T, mask_T=MASK_T, tokens=TOKENS)[0]
+
+
 def labelled(loss_of: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> Callable[[Tensor], Tensor]:
     def loss(logprobs_N: Tensor) -> Tensor:
         return loss_of(
@@ -144,6 +162,7 @@ RUNS: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, float]] = {
     "orpo": (answers(orpo, beta=0.5), LOGPROBS_2P, 0.5),
     "simpo": (answers(simpo, beta=2.0, gamma_beta_ratio=0.5, alpha=0.1), LOGPROBS_2P, 0.5),
     "cpo": (answers(cpo, beta=0.1), LOGPROBS_2P, 0.5),
+    "process_reward": (process, wave(T, pitch=0.9, height=2.0), 5.0),
     "kto": (labelled(kto), wave(6, pitch=1.2, height=3.0), 5.0),
     "bco": (labelled(bco), wave(6, pitch=1.2, height=3.0), 5.0),
 }

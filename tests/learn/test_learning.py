@@ -49,6 +49,27 @@ def test_reward_model_tells_good_from_bad_on_pairs_it_has_not_seen(full, base, t
 
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
 @pytest.mark.parametrize("seed", SEEDS)
+def test_process_reward_model_judges_steps_of_answers_it_has_not_seen(seed, full, base, tmp_path: Path):
+    """A step is good if it says `good`, wherever it stands, whatever the steps before it were."""
+    fill = ["a cast", "the end", "slow", "was", "and", "film"]
+    rows = []
+    for i in range(48):
+        good = [(i >> k) % 2 == 0 for k in range(3)]
+        steps = [f" {fill[(i + k) % 6]} {'good' if up else 'odd'} {fill[(i * k + 1) % 6]}" for k, up in enumerate(good)]
+        rows.append({"prompt": f"the film {i % 7}", "completions": steps, "labels": good})
+    over = {
+        "data": {"path": write_rows(tmp_path / "rows.jsonl", rows), "eval_fraction": 0.25},
+        "algorithm": {"level": "step"},
+        "train": {"steps": 50, "batch_size": 12, "learning_rate": 0.01 if full else 0.02, "checkpoint_every": 0},
+        "seed": seed,
+    }
+    done = run("reward", base, tmp_path, over | ({"adapter": None} if full else {}))
+    assert done.metrics[0]["reward/accuracy"] == 0.5
+    assert done.metrics[-1]["eval/accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("kind", ["kto", "bco"])
 def test_thumbs_move_answers_to_prompts_that_it_has_not_seen(kind, seed, full, base, tmp_path: Path):
     """Answers with `good` are liked, those with `odd` disliked; prompts and fillers differ. Nearly all held-out rows end on
@@ -86,9 +107,15 @@ METHODS = {
     "gspo": {"type": "grpo", "ratio": "sequence", "clip": 0.05, "kl": {"coef": 0.0}},
     "cispo": {"type": "grpo", "surrogate": "cispo", "aggregate": "token", "kl": {"coef": 0.0}},
     "reinforce": {"kl": {"coef": 0.001}},
+    "ppo_dual_clip": {"type": "ppo", "dual_clip": 3.0, "kl_stop": 0.5, "correction": "truncate"},
+    "remax": {"kl": {"coef": 0.001}},
+    "rejection": {},
+    "rejection_fraction": {"type": "rejection", "keep": "fraction", "fraction": 0.25},
     "reinforce_baseline": {"type": "reinforce", "baseline": True, "kl": {"coef": 0.001}},
 }
 """Name of a method or variant -> its `algorithm` section."""
+OWN = ("rejection",)
+"""Methods that are no policy gradients, and so have no KL of their own."""
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
@@ -100,8 +127,10 @@ def test_it_makes_the_rewarded_likelier(method, seed, full, base, tmp_path: Path
     (tmp_path / "letters.py").write_text(REWARD)
     over = {
         "reward": f"{tmp_path}/letters.py:letters",
-        "rollout": {"max_new_tokens": 6, "samples": 1 if method in ("ppo", "reinforce") else 4},
-        "algorithm": {"kl": {"coef": 0.001, "target": None}, "epochs": 2, "minibatches": 2} | METHODS[method],
+        "rollout": {"max_new_tokens": 6, "samples": 1 if kind in ("ppo", "reinforce", "remax") else 4},
+        "algorithm": ({} if kind in OWN else {"kl": {"coef": 0.001, "target": None}})
+        | {"epochs": 2, "minibatches": 2}
+        | METHODS[method],
         "train": {
             "iterations": 18,
             "batch_size": 40,

@@ -20,7 +20,7 @@ from accord.errors import ConfigError, ModelError, TrainingError
 from accord.model.loading import locate
 from accord.model.score_facts import FILE, ScoreFacts, read_facts
 from accord.recipes.reward_models import score_facts
-from recipes.tiny_runs import pairs, recipe_dict, run, saved_weights, write_rows
+from recipes.tiny_runs import pairs, recipe_dict, run, saved_weights, steps, write_rows
 
 FULL = pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
 
@@ -39,18 +39,6 @@ def plain(folder: Path, base: Path, full: bool) -> Callable[[tuple[int, ...]], f
             return float(model.eval()(torch.tensor([ids])).logits[0, 0])
 
     return score
-
-
-def steps(count: int = 12) -> list[dict[str, Any]]:
-    words = [("good", 1), ("odd", 0), ("fine", 0.75)]
-    return [
-        {
-            "prompt": f"the film {i} was",
-            "completions": [f" {words[(i + k) % 3][0]}" for k in range(3)],
-            "labels": [words[(i + k) % 3][1] for k in range(3)],
-        }
-        for i in range(count)
-    ]
 
 
 def process_over(folder: Path, **train: Any) -> dict[str, Any]:

@@ -46,6 +46,19 @@ def pairs(count: int = 12) -> list[dict[str, Any]]:
     ]
 
 
+def steps(count: int = 12) -> list[dict[str, Any]]:
+    """Judged steps, `good` and `fine` ones better than `odd` ones."""
+    judged = [("good", 1), ("odd", 0), ("fine", 0.75)]
+    return [
+        {
+            "prompt": f"the film {i} was",
+            "completions": [f" {judged[(i + k) % 3][0]}" for k in range(3 + i % 2)],
+            "labels": [judged[(i + k) % 3][1] for k in range(3 + i % 2)],
+        }
+        for i in range(count)
+    ]
+
+
 def prompts(count: int = 6) -> list[dict[str, Any]]:
     return [{"prompt": f"the film {i} was", "use": i % 2 == 0} for i in range(count)]
 
@@ -72,6 +85,7 @@ ROWS = {
     "kto": labelled,
     "bco": labelled,
 }
+ROWS |= {"remax": prompts, "rejection": prompts, "distill": prompts}
 
 
 def recipe_dict(kind: str, model: Path | str, folder: Path, over: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -87,8 +101,10 @@ def recipe_dict(kind: str, model: Path | str, folder: Path, over: Mapping[str, A
     }
     if issubclass(RECIPES[kind], RolloutRecipe):
         (folder / "rewards.py").write_text(REWARDS, encoding="utf-8")
+        if kind == "distill":
+            base["teacher"] = str(model)
         base["reward"] = f"{folder}/rewards.py:brevity"
-        base["rollout"] = {"max_new_tokens": 6, "samples": 2 if kind in ("rloo", "grpo") else 1}
+        base["rollout"] = {"max_new_tokens": 6, "samples": 2 if kind in ("rloo", "grpo", "rejection") else 1}
         base["algorithm"] |= {"epochs": 2, "minibatches": 2}
         base["train"]["iterations"] = 2
     else:

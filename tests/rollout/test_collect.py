@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -41,8 +41,6 @@ class Echo:
 
 class Seven:
     def score(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
-        from dataclasses import replace
-
         return [replace(rollout, score=7.0) for rollout in rollouts]
 
 
@@ -112,3 +110,41 @@ def test_the_text_is_without_the_stop_token(tokenizer) -> None:
 def test_a_wrong_number_of_completions_is_an_error(tokenizer) -> None:
     with pytest.raises(GenerationError, match="5 completions for 6 requests"):
         collector(tokenizer, Echo(lost=1)).collect(PROMPTS, 0)
+
+
+class ByLength:
+    """Scores a response by its length; notes how often it was asked."""
+
+    calls = 0
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        self.calls += 1
+        return [replace(rollout, score=float(len(rollout.response_ids))) for rollout in rollouts]
+
+
+class Tempered(Echo):
+    """Answers with one token at temperature 0, and with two at any other."""
+
+    def generate(self, requests, sampling, progress=None):
+        self.answer = (5,) if sampling.temperature == 0 else (5, 6)
+        self.samplings = [*getattr(self, "samplings", []), sampling]
+        return super().generate(requests, sampling, progress)
+
+
+def test_the_greedy_response_to_each_prompt_comes_beside_its_samples(tokenizer) -> None:
+    engine, rewards = Tempered(), ByLength()
+    sampling = Sampling(4, temperature=0.7, top_k=3, top_p=0.5, stop_texts=("!",))
+    made = Collector(engine, rewards, tokenizer, sampling, 2, 9, greedy=True)
+    rollouts = made.collect(PROMPTS, iteration=0, numbers=[4, 6, 8]).rollouts
+    assert rewards.calls == 1 and len(rollouts) == 6
+    for rollout in rollouts:
+        assert rollout.score == 2.0 and rollout.greedy is not None and rollout.greedy.score == 1.0
+        assert rollout.greedy.prompt_ids == rollout.prompt_ids and rollout.greedy.group == rollout.group
+    assert engine.samplings[1] == replace(sampling, temperature=0.0, top_k=0, top_p=1.0)
+    assert len(engine.asked) == 3
+
+
+def test_no_greedy_response_is_taken_unless_asked_for(tokenizer) -> None:
+    engine = Tempered()
+    assert collector(tokenizer, engine, ByLength()).collect(PROMPTS, iteration=0).rollouts[0].greedy is None
+    assert len(engine.samplings) == 1

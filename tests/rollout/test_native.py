@@ -246,3 +246,29 @@ def test_the_version_of_the_weights_is_noted(model_folder) -> None:
     assert engine.version == 0
     engine.load(None, 7)
     assert engine.version == 7
+
+
+def test_each_token_is_told_as_it_is_sampled(model_folder, requests_) -> None:
+    engine = NativeEngine(roles_of(model_folder("llama")), 3)
+    sampling = Sampling(NEW, temperature=1.3, stop_ids=frozenset(range(40, 60)))
+    told: dict[int, list[int]] = {}
+    done = engine.generate(
+        requests_, sampling, on_token=lambda request, token: told.setdefault(request, []).append(token)
+    )
+    assert [tuple(told[n]) for n in range(len(requests_))] == [c.token_ids for c in done]
+    assert same(engine.generate(requests_, sampling), done)
+
+
+def test_an_exception_of_the_hook_ends_the_sampling_and_leaves_the_engine_fit(model_folder, requests_) -> None:
+    engine = NativeEngine(roles_of(model_folder("llama")), 3)
+    seen = []
+
+    def stop(request: int, token: int) -> None:
+        seen.append(token)
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+
+    wanted = engine.generate(requests_, GREEDY)
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(requests_, GREEDY, on_token=stop)
+    assert len(seen) == 5 and same(engine.generate(requests_, GREEDY), wanted)

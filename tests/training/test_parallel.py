@@ -17,7 +17,7 @@ import accord
 from accord.errors import ConfigError
 from accord.training.parallel import Ranks
 from accord.training.run import Run, read_metrics
-from recipes.tiny_runs import recipe_dict, saved_weights, timeless
+from recipes.tiny_runs import completions, recipe_dict, saved_weights, steps, timeless, write_rows
 
 DEADLINE = 150
 """Seconds that two ranks may take; the other waits are torchrun's own."""
@@ -30,8 +30,8 @@ from safetensors.torch import save_file
 
 learners = []
 start = Learner.__init__
-def remember(self, *arguments):
-    start(self, *arguments)
+def remember(self, *arguments, **named):
+    start(self, *arguments, **named)
     learners.append(self)
 Learner.__init__ = remember
 
@@ -53,8 +53,24 @@ KINDS = {
             "data": {"eval_fraction": 0.25},
         },
     ),
+    "process": (
+        "reward",
+        {"algorithm": {"level": "step"}, "train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3}},
+    ),
     "kto": ("kto", {"train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3}}),
     "bco": ("bco", {"train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3}}),
+    "remax": (  # with text to go on learning
+        "remax",
+        {
+            "ptx": {"data": {"path": "ptx.jsonl"}, "coef": 0.5, "batch_size": 4},
+            "algorithm": {"minibatches": 1, "correction": "truncate", "kl_stop": 1e9},
+            "train": {"iterations": 3, "batch_size": 6, "learning_rate": 1e-3},
+        },
+    ),
+    "rejection": (
+        "rejection",
+        {"algorithm": {"minibatches": 1}, "train": {"iterations": 3, "batch_size": 12, "learning_rate": 1e-3}},
+    ),
     "ppo": (
         "ppo",
         {
@@ -68,12 +84,16 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def runs(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tuple[Run, Run]]]:
-    """Each kind once in this process and once on two ranks; all three in one torchrun, which saves two starts."""
+    """Each kind once in this process and once on two ranks; all in one torchrun, which saves starts."""
     root = tmp_path_factory.mktemp("ranks")
     script, files, singles = root / "rank.py", [], {}
     script.write_text(RANK)
     for name, (kind, over) in KINDS.items():
         config = recipe_dict(kind, base, root / name, over)
+        if name == "process":
+            config["data"]["path"] = write_rows(root / name / "steps.jsonl", steps())
+        if "ptx" in config:
+            config["ptx"]["data"]["path"] = write_rows(root / "ptx.jsonl", completions())
         singles[name] = accord.train(config, quiet=True)
         files.append(root / f"{name}.yaml")
         config |= {"output": str(root / name / "ranks"), "placement": {"type": "torchrun", "threads": 1}}

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 import accord
 from accord.training.learner import Learner
 from accord.training.run import Run
-from recipes.tiny_runs import completions, recipe_dict, same_weights, timeless, write_rows
+from recipes.tiny_runs import completions, recipe_dict, same_weights, steps, timeless, write_rows
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": (
@@ -58,6 +58,20 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "ppo",
         {"ptx": {"data": {"path": "ptx.jsonl"}, "coef": 0.5, "batch_size": 5}, "train": {"iterations": 4}},
     ),
+    "grpo_dynamic": (
+        "grpo",
+        {
+            "rollout": {"dynamic_sampling": 2, "max_new_tokens": 2},  # so short that many groups have one score
+            "algorithm": {"kl_stop": 1e-3, "correction": "mask"},
+            "train": {"iterations": 4, "batch_size": 8},
+        },
+    ),
+    "remax": ("remax", {"train": {"iterations": 4}}),
+    "rejection": ("rejection", {"train": {"iterations": 4, "batch_size": 8}, "adapter": {"dropout": 0.1}}),
+    "distill": (
+        "distill",
+        {"train": {"iterations": 4}, "data": {"path": "ptx.jsonl"}, "algorithm": {"on_policy": 0.6}},
+    ),
     "ppo_full": ("ppo", {"adapter": None, "train": {"iterations": 4, "learning_rate": 1e-3}}),
 }
 
@@ -69,10 +83,23 @@ def uninterrupted(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     for name, (kind, over) in KINDS.items():
         folder = tmp_path_factory.mktemp(name)
         config = recipe_dict(kind, base, folder, over)
-        if "ptx" in config:
-            config["ptx"]["data"]["path"] = write_rows(folder / "ptx.jsonl", completions())
+        if "ptx" in config or kind == "distill":
+            config.get("ptx", config)["data"]["path"] = write_rows(folder / "ptx.jsonl", completions())
         runs[name] = (folder, accord.train(config, quiet=True))
     return runs
+
+
+def test_killed_while_it_learns_steps(base, tmp_path: Path, monkeypatch):
+    over = {
+        "algorithm": {"level": "step"},
+        "adapter": {"dropout": 0.1},
+        "data": {"path": write_rows(tmp_path / "steps.jsonl", steps())},
+        "train": {"steps": 4},
+    }
+    whole = accord.train(recipe_dict("reward", base, tmp_path / "whole", over), quiet=True)
+    config = recipe_dict("reward", base, tmp_path / "killed", over)
+    train_until(config, 3, monkeypatch)
+    assert_same(accord.train(config, quiet=True, resume=True), whole)
 
 
 def config_of(uninterrupted, name: str, output: Path, train: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -120,7 +147,7 @@ def train_until(config: Mapping[str, Any], step: int, monkeypatch: pytest.Monkey
 def test_killed_in_an_iteration(name, iteration, uninterrupted, tmp_path: Path, monkeypatch):
     """Iteration 3 of sft straddles the epoch's end, iteration 2 of ppo begins straight after a checkpoint."""
     config = config_of(uninterrupted, name, tmp_path / "run")
-    per_iteration = 4 if name.startswith("ppo") else 1
+    per_iteration = 1 if name in ("sft", "reward") else 4
     train_until(config, (iteration - 1) * per_iteration + min(2, per_iteration), monkeypatch)
     assert_same(accord.train(config, quiet=True, resume=True), uninterrupted[name][1])
 

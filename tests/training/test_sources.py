@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
 from pathlib import Path
 
 import pytest
@@ -125,3 +127,106 @@ def test_the_first_rank_writes_what_all_have(rank, tmp_path: Path):
     else:
         table = parquet.read_table(tmp_path / "iteration-000001.parquet")
         assert table.to_pydict()["prompt"] == ["p0", "p1"] and table.num_columns == 9
+
+
+# --- dynamic sampling ------------------------------------------------------------------------------------------------
+
+
+class Graded:
+    """Two responses to each prompt; those of prompts below `hard` have one score, of others two."""
+
+    samples = 2
+
+    def __init__(self, hard: int) -> None:
+        self.hard, self.asked = hard, []
+
+    def collect(self, prompts, iteration, progress, numbers) -> Collection:
+        self.asked.append((iteration, [(n, prompt.text) for n, prompt in zip(numbers, prompts, strict=True)]))
+        spread = [float(int(prompt.text[1:]) >= self.hard) for prompt in prompts]
+        rollouts = [
+            dataclasses.replace(rollout(n, 2, score=s * one, group=n), prompt_text=prompt.text)
+            for n, prompt, one in zip(numbers, prompts, spread, strict=True)
+            for s in (0.0, 1.0)
+        ]
+        return Collection(rollouts, 1.0, 0.25)
+
+
+def dynamic(hard: int, rounds: int, rank: int = 0, size: int = 1, together=None) -> tuple[Rollouts, Graded]:
+    ranks, collector = Ranks(rank, size), Graded(hard)
+    if together is not None:
+        ranks.max, ranks.sum = together
+    return Rollouts(Stream(PROMPTS, 4, 0), collector, ranks, rounds), collector
+
+
+QUIET = Console("grpo", 1, quiet=True)
+
+
+def test_groups_of_one_score_give_way_to_other_prompts():
+    source, collector = dynamic(hard=5, rounds=10)
+    for iteration in range(4):
+        items, metrics = source.collect(iteration, QUIET)
+        assert [int(r.prompt_text[1:]) >= 5 for r in items] == [True] * 8
+        assert len({r.group for r in items}) == 4
+        asked = [prompts for i, prompts in collector.asked if i == iteration]
+        assert metrics["sampling/rounds"] == len(asked)
+        assert metrics["sampling/groups_dropped"] == sum(map(len, asked)) - 4
+        assert metrics["time/rollout"] == len(asked) and metrics["time/reward"] == 0.25 * len(asked)
+        numbers = [n for prompts in asked for n, _ in prompts]
+        assert len(set(numbers)) == len(numbers), "each draw has a seed of its own"
+    assert len({tuple(prompts) for _, prompts in collector.asked}) == len(collector.asked)
+
+
+def test_what_is_missing_after_the_last_round_is_filled_up():
+    items, metrics = dynamic(hard=99, rounds=2)[0].collect(0, QUIET)
+    assert len(items) == 8 and metrics["sampling/rounds"] == 3 and metrics["sampling/groups_dropped"] == 8
+
+
+def test_without_groups_to_drop_it_is_the_plain_source():
+    plain = Rollouts(Stream(PROMPTS, 4, 0), Graded(0), Ranks()).collect(1, QUIET)
+    items, metrics = dynamic(hard=0, rounds=5)[0].collect(1, QUIET)
+    assert items == plain[0] and metrics == plain[1] | {"sampling/rounds": 1.0, "sampling/groups_dropped": 0.0}
+
+
+def test_what_is_sampled_follows_from_the_iteration_alone():
+    once, collector = dynamic(hard=6, rounds=4)
+    for iteration in (0, 1, 2):
+        last = once.collect(iteration, QUIET)
+    resumed, again = dynamic(hard=6, rounds=4)
+    assert resumed.collect(2, QUIET) == last
+    assert again.asked == [entry for entry in collector.asked if entry[0] == 2]
+
+
+def test_ranks_agree_on_the_rounds_and_each_fills_its_share():
+    def work(rank, together):
+        return dynamic(5, 10, rank, 2, together)[0].collect(3, QUIET)
+
+    results = on_ranks(2, work)
+    assert results[0][1]["sampling/rounds"] == results[1][1]["sampling/rounds"] > 1
+    assert results[0][1]["sampling/groups_dropped"] == results[1][1]["sampling/groups_dropped"] > 0
+    for items, _ in results:
+        assert len(items) == 4 and all(int(r.prompt_text[1:]) >= 5 for r in items)
+    assert not {r.group for r in results[0][0]} & {r.group for r in results[1][0]}
+
+
+def on_ranks(size, work):
+    """`work(rank, (max, sum))` in a thread each, whose collectives wait for all."""
+    barrier, given, results = threading.Barrier(size, timeout=20), [None] * size, [None] * size
+
+    def run(rank):
+        def collective(reduce):
+            def together(tensor):
+                given[rank] = tensor
+                barrier.wait()
+                result = reduce(torch.stack(given))
+                barrier.wait()
+                return result
+
+            return together
+
+        results[rank] = work(rank, (collective(lambda t: t.amax(0)), collective(lambda t: t.sum(0))))
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    [thread.start() for thread in threads]
+    [thread.join(30) for thread in threads]
+    assert None not in results
+    return results

@@ -3,6 +3,7 @@
 from accord.algorithms.base import Algorithm, Denominators, Metrics, RoleUpdate
 from accord.algorithms.bco import BCO
 from accord.algorithms.cpo import CPO
+from accord.algorithms.distill import Distill
 from accord.algorithms.dpo import DPO
 from accord.algorithms.grpo import GRPO
 from accord.algorithms.kto import KTO
@@ -10,6 +11,8 @@ from accord.algorithms.orpo import ORPO
 from accord.algorithms.ppo import PPO
 from accord.algorithms.process import ProcessRewardModelling
 from accord.algorithms.reinforce import Reinforce
+from accord.algorithms.rejection import Rejection
+from accord.algorithms.remax import ReMax
 from accord.algorithms.reward import RewardModelling
 from accord.algorithms.rloo import RLOO
 from accord.algorithms.sft import SFT
@@ -28,6 +31,9 @@ ALGORITHMS: dict[str, type] = {
     "cpo": CPO,
     "kto": KTO,
     "bco": BCO,
+    "distill": Distill,
+    "rejection": Rejection,
+    "remax": ReMax,
 }
 """Training command -> algorithm. `config.RECIPES`, the CLI and the docs have the same keys."""
 
@@ -44,9 +50,12 @@ __all__ = [
     "SFT",
     "Algorithm",
     "Denominators",
+    "Distill",
     "Metrics",
     "ProcessRewardModelling",
+    "ReMax",
     "Reinforce",
+    "Rejection",
     "RewardModelling",
     "RoleUpdate",
     "SimPO",

@@ -92,6 +92,10 @@ class RoleUpdate:
     """Whether its loss reads entropies."""
     heads_only: bool = False
     """Whether gradients stop at the hidden states."""
+    teacher: str | None = None
+    """Role whose distributions its own are compared with; its loss then reads divergences instead of log-probabilities."""
+    beta: float = 0.5
+    """Of that divergence."""
 
 
 class TakesEveryStep:

@@ -17,15 +17,15 @@ from accord.ops.statistics import RunningMoments, SumOverRanks, moments, one_ran
 from accord.types import Rollout
 
 
-def rollout_batch(rollouts: Sequence[Rollout]) -> TokenBatch:
-    """Prompt and response of each rollout end to end; the response tokens are the targets.
+def rollout_batch(rollouts: Sequence[Rollout], scored: bool = True) -> TokenBatch:
+    """Prompt and response of each rollout end to end; the response tokens are the targets. With `scored`, each has a score.
 
     Raises:
         ValueError: a rollout has no score, an empty response, or not one log-probability (or token score, if it has any) for each
             response token.
     """
     for index, rollout in enumerate(rollouts):
-        if rollout.score is None:
+        if scored and rollout.score is None:
             raise ValueError(f"rollout {index} has no score")
         if not rollout.response_ids:
             raise ValueError(f"rollout {index} has an empty response; a response has at least one token, its end")
@@ -43,7 +43,7 @@ def rollout_batch(rollouts: Sequence[Rollout]) -> TokenBatch:
         [r.prompt_ids + r.response_ids for r in rollouts],
         [[False] * len(r.prompt_ids) + [True] * len(r.response_ids) for r in rollouts],
         sampler_logprobs_T=torch.tensor(sampler, dtype=torch.float32),
-        scores_N=torch.tensor([r.score for r in rollouts], dtype=torch.float32),
+        scores_N=torch.tensor([r.score for r in rollouts], dtype=torch.float32) if scored else None,
         group_N=torch.tensor([r.group for r in rollouts]),
         version_N=torch.tensor([r.version for r in rollouts]),
     )
@@ -104,31 +104,32 @@ def _bounded(scores_N: Tensor, config: PolicyGradient, seen: RunningMoments) -> 
 def rollout_metrics(
     batch: TokenBatch, rollouts: Sequence[Rollout], sum_over_ranks: SumOverRanks = one_rank
 ) -> dict[str, float]:
-    """Scores, KL to the reference, lengths, and how far sampler and trainer disagree."""
+    """Scores, KL to the reference, lengths, and how far sampler and trainer disagree; of these what the batch has streams for."""
 
     def spread(values_N: Tensor) -> tuple[float, float]:
         _, mean, variance = moments(values_N, torch.ones_like(values_N, dtype=torch.bool), sum_over_ranks)
         return float(mean), float(variance.sqrt())
 
-    assert batch.scores_N is not None and batch.old_logprobs_T is not None and batch.ref_logprobs_T is not None
-    assert batch.sampler_logprobs_T is not None
-    of_tokens_T = token_scores(rollouts)
-    totals_N = batch.scores_N if of_tokens_T is None else batch.scores_N + sum_per_sequence(of_tokens_T, batch)
-    mean, std = spread(totals_N)
     lengths_N = targets_per_sequence(batch)
     stopped_N = torch.tensor([float(rollout.finish_reason == "stop") for rollout in rollouts])
-    difference_T = (batch.old_logprobs_T - batch.sampler_logprobs_T).abs().masked_fill(~batch.target_mask_T, 0.0)
-    kl_N = sum_per_sequence(kl_per_token(batch.old_logprobs_T, batch.ref_logprobs_T, "k1"), batch)
     metrics = {
-        "env/reward_mean": mean,
-        "env/reward_std": std,
-        "objective/kl": spread(kl_N)[0],
         "sampling/length_mean": spread(lengths_N)[0],
         "sampling/length_max": float(lengths_N.max()),
         "sampling/finished_fraction": spread(stopped_N)[0],
-        "sampling/logprob_difference_max": float(difference_T.max()),
-        "sampling/logprob_difference_mean": float(moments(difference_T, batch.target_mask_T, sum_over_ranks)[1]),
     }
+    if batch.scores_N is not None:
+        of_tokens_T = token_scores(rollouts)
+        totals_N = batch.scores_N if of_tokens_T is None else batch.scores_N + sum_per_sequence(of_tokens_T, batch)
+        metrics["env/reward_mean"], metrics["env/reward_std"] = spread(totals_N)
+    if batch.old_logprobs_T is not None and batch.ref_logprobs_T is not None:
+        kl_N = sum_per_sequence(kl_per_token(batch.old_logprobs_T, batch.ref_logprobs_T, "k1"), batch)
+        metrics["objective/kl"] = spread(kl_N)[0]
+    if batch.old_logprobs_T is not None and batch.sampler_logprobs_T is not None:
+        difference_T = (batch.old_logprobs_T - batch.sampler_logprobs_T).abs().masked_fill(~batch.target_mask_T, 0.0)
+        metrics |= {
+            "sampling/logprob_difference_max": float(difference_T.max()),
+            "sampling/logprob_difference_mean": float(moments(difference_T, batch.target_mask_T, sum_over_ranks)[1]),
+        }
     return metrics | source_metrics(rollouts, sum_over_ranks)
 
 

@@ -30,9 +30,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "cpo": ("accord.cli.train", "contrastive preference optimisation: no reference, and a likelihood term"),
     "kto": ("accord.cli.train", "Kahneman-Tversky optimisation: learn from thumbs up and down"),
     "bco": ("accord.cli.train", "binary classifier optimisation: learn from thumbs up and down"),
+    "distill": ("accord.cli.train", "on-policy distillation from a teacher"),
+    "rejection": ("accord.cli.train", "best-of-n fine-tuning: sample, keep the best, learn them"),
+    "remax": ("accord.cli.train", "REINFORCE against the greedy response: no critic"),
     "generate": ("accord.cli.generate", "sample from a model or adapter"),
+    "chat": ("accord.cli.chat", "talk to a model in the terminal"),
     "merge": ("accord.cli.merge", "fold an adapter into its base"),
-    "data": ("accord.cli.data", "check a file of feedback before you train on it"),
+    "data": ("accord.cli.data", "check a file of feedback before you train on it; make one of a Stack Exchange dump"),
     "report": ("accord.cli.report", "make a run's report.html again"),
 }
 """Command -> the module that runs it, and one line of help."""
@@ -41,6 +45,8 @@ GROUPS = {
     "Start here": ("quickstart",),
     "Train": tuple(name for name, (module, _) in COMMANDS.items() if module == "accord.cli.train"),
     "Use": ("generate", "merge"),
+    "Train": ("sft", "reward", "ppo", "rloo", "grpo", "reinforce"),
+    "Use": ("generate", "chat", "merge"),
     "Look": ("data", "report"),
 }
 

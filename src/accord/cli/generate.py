@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accord.errors import ConfigError
+
+if TYPE_CHECKING:
+    from accord.types import Rollout
 
 
 def run(command: str, words: list[str]) -> int:
@@ -19,22 +22,25 @@ def run(command: str, words: list[str]) -> int:
         raise ConfigError(f"--limit must be 1 or more (given: {options.limit})")
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)  # now, and not after all the sampling
-    from accord.config import DataConfig, ModelConfig
-    from accord.data import read_records
+    if options.best_of is not None and not options.reward:
+        raise ConfigError("--best-of needs a --reward to tell which response is best")
+    if options.best_of is not None and options.best_of < 1:
+        raise ConfigError(f"--best-of must be 1 or more (given: {options.best_of})")
+    if options.best_of is not None and options.samples != 1:
+        raise ConfigError("--samples and --best-of both say how many responses to sample; give one of the two")
+    if options.best_of is not None and options.best_of > 1 and options.temperature == 0:
+        raise ConfigError(f"at temperature 0 all {options.best_of} responses would be the same: raise --temperature")
+    if options.all and options.best_of is None:
+        raise ConfigError("--all shows what --best-of chose from; give --best-of N, or --samples N alone")
+    from accord.config import ModelConfig
     from accord.recipes.generate import GenerateOptions, generate
-    from accord.types import Message, Prompt, Text
+    from accord.rollout.select import best_of, best_of_kl_bound
 
-    texts: list[Text] = list(options.prompt)
-    if options.prompts is not None:
-        loaded = read_records(DataConfig(path=options.prompts, limit=options.limit), want=Prompt)
-        texts += [record.prompt for record in loaded.records]
-    if options.chat:
-        texts = [(Message("user", text),) if isinstance(text, str) else text for text in texts]
     rollouts = generate(
         ModelConfig(path=options.model),
-        texts,
+        _prompts(options),
         GenerateOptions(
-            samples=options.samples,
+            samples=options.samples if options.best_of is None else options.best_of,
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
             top_k=options.top_k,
@@ -42,16 +48,61 @@ def run(command: str, words: list[str]) -> int:
             stop=tuple(options.stop),
             seed=options.seed,
         ),
+        rewards=[_reward_term(text) for text in options.reward],
     )
-    rows = [
-        {"prompt": r.prompt_text, "completion": r.response_text, "finish_reason": r.finish_reason} for r in rollouts
-    ]
+    if options.best_of is not None:
+        best = {id(rollout) for rollout in best_of(rollouts)}
+        rows = [
+            _row(r) | ({"best": id(r) in best} if options.all else {}) for r in rollouts if options.all or id(r) in best
+        ]
+    else:
+        rows = [_row(rollout) for rollout in rollouts]
     if options.output is not None:
         options.output.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         print(f"{len(rows)} responses: {options.output}")
     else:
         _show(rows)
+    if options.best_of is not None:
+        bound = best_of_kl_bound(options.best_of)
+        print(
+            f"best of {options.best_of}: at most {bound:.2f} nats of KL from the distribution sampled (log n - (n - 1)/n)"
+        )
     return 0
+
+
+def _prompts(options: argparse.Namespace) -> list[Any]:
+    from accord.config import DataConfig
+    from accord.data import read_records
+    from accord.types import Message, Prompt
+
+    prompts = [Prompt(text) for text in options.prompt]
+    if options.prompts is not None:
+        loaded = read_records(DataConfig(path=options.prompts, limit=options.limit), want=Prompt)
+        prompts += [record for record in loaded.records if isinstance(record, Prompt)]
+    if options.chat:
+        prompts = [
+            Prompt((Message("user", prompt.prompt),), prompt.columns) if isinstance(prompt.prompt, str) else prompt
+            for prompt in prompts
+        ]
+    return prompts
+
+
+def _reward_term(text: str) -> Any:
+    """`{model: PATH, weight: 0.5}` as a mapping, anything else as the path or function that it names."""
+    if not text.lstrip().startswith("{"):
+        return text
+    from accord.config import parse_overrides
+
+    return parse_overrides(["--reward", text])["reward"]
+
+
+def _row(rollout: Rollout) -> dict[str, Any]:
+    row = {
+        "prompt": rollout.prompt_text,
+        "completion": rollout.response_text,
+        "finish_reason": rollout.finish_reason,
+    }
+    return row if rollout.score is None else row | {"score": rollout.score, "scores": dict(rollout.scores)}
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
@@ -62,6 +113,10 @@ def _show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         end = "" if row["finish_reason"] == "stop" else " …"
         console.print(Text.assemble((row["prompt"], "dim"), (row["completion"] + end, "bold")))
+        if "score" in row:
+            parts = [f"{name} {value:.3f}" for name, value in row["scores"].items() if value is not None]
+            told = f"score {row['score']:.3f}" + (f" ({', '.join(parts)})" if len(parts) > 1 else "")
+            console.print(Text.assemble((told, "cyan"), ("  best", "bold green") if row.get("best") else ""))
         console.print()
 
 
@@ -82,6 +137,14 @@ def _parser() -> argparse.ArgumentParser:
         "--top-p", type=float, default=1.0, help="sample among the likeliest tokens of this probability"
     )
     parser.add_argument("--stop", action="append", default=[], help="a text that ends a response; may be repeated")
+    parser.add_argument(
+        "--reward",
+        action="append",
+        default=[],
+        help="score responses: FILE.py:NAME, a reward model's path, or '{model: PATH, weight: 0.5}'; may be repeated",
+    )
+    parser.add_argument("--best-of", type=int, help="sample so many responses to each prompt, and give the best")
+    parser.add_argument("--all", action="store_true", help="with --best-of: give all of them, the best one marked")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same responses (default: 0)")
     parser.add_argument("--output", type=Path, help="write JSON lines to this file instead of printing")
     return parser

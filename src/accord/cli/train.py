@@ -87,7 +87,7 @@ def _data_lines(recipe: Recipe) -> list[str]:
     from accord.types import Example
 
     paths = [recipe.data.path, *([recipe.data.eval_path] if recipe.data.eval_path else [])]
-    loaded = [read_records(recipe.data, path, recipe.reads) for path in paths]
+    loaded = [read_records(recipe.data, path, recipe.rows_become) for path in paths]
     ptx = getattr(recipe, "ptx", None)
     loaded += [] if ptx is None else [read_records(ptx.data, want=Example)]
     return [f"{one.path}: {len(set(one.origins))} of {one.rows} rows can be used ({one.format})" for one in loaded]
@@ -97,7 +97,7 @@ def _check_rewards(command: str, recipe: RolloutRecipe) -> None:
     from accord.model.loading import locate
     from accord.rewards.function import load_function
 
-    if not recipe.reward:
+    if not recipe.reward and recipe.needs_reward:
         raise ConfigError(
             f"{command} needs a `reward`: --reward rewards.py:FUNCTION, or --reward PATH of a reward model"
         )

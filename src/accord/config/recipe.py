@@ -66,6 +66,11 @@ class Recipe(Section):
             raise ValueError(f"train.head_learning_rate: {self.algorithm.type} has no value or score head that learns")
         return self
 
+    @property
+    def rows_become(self) -> type[Record]:
+        """What a row of its data becomes, with these settings."""
+        return self.reads
+
     def warnings(self) -> list[str]:
         """Settings that run, but seldom do what is wanted."""
         return []
@@ -83,6 +88,8 @@ class RolloutRecipe(Recipe):
     reads: ClassVar[type[Record]] = Prompt
     default_samples: ClassVar[int] = 1
     """`rollout.samples` when the recipe does not give it."""
+    needs_reward: ClassVar[bool] = True
+    """Whether it learns from scores."""
 
     reference: ReferenceConfig = ReferenceConfig()
     reward: tuple[RewardTerm, ...] = ()
@@ -126,6 +133,11 @@ class RolloutRecipe(Recipe):
             raise ValueError(
                 f"train.batch_size ({self.train.batch_size}) counts responses, so it must be a multiple of "
                 f"rollout.samples ({self.rollout.samples})"
+            )
+        if self.rollout.dynamic_sampling and self.rollout.samples < 2:
+            raise ValueError(
+                "rollout.dynamic_sampling drops groups whose responses all have one score, and rollout.samples: 1 makes every "
+                "group such a one; use samples of 2 or more"
             )
         if self.train.batch_size < self.algorithm.minibatches:
             raise ValueError(

@@ -26,6 +26,10 @@ class RolloutConfig(Section):
     """Sample among the likeliest tokens that together have this probability only; 1 = all."""
     stop: tuple[str, ...] = ()
     """Texts that end a response, besides the model's own stop tokens."""
+    dynamic_sampling: int = Field(0, ge=0)
+    """Groups whose responses all have one score teach nothing: they are dropped, and other prompts sampled in their place, in up
+    to this many further rounds (DAPO, arXiv:2503.14476, section 3.2; verl's recipe: 10). What is missing then is filled up with
+    dropped groups. 0: no group is dropped."""
     max_sequences: int = Field(64, ge=1)
     """Sequences decoded together."""
 

@@ -62,6 +62,15 @@ def read_rows(path: str, split: str = "train", limit: int | None = None) -> tupl
     return rows, [item for item in found if isinstance(item, Rejection)]
 
 
+def stream_rows(path: str, split: str = "train") -> Iterator[Row | Rejection]:
+    """The rows that `read_rows` gives, one at a time; of the kinds that it knows, .json alone is held as a whole.
+
+    Raises:
+        DataError: as `read_rows`, some of them while the rows are taken.
+    """
+    return _find(path, split)
+
+
 def stop_on(rejections: Sequence[Rejection], path: str, rows: int, cure: str = "Mend them", shown: int = 10) -> None:
     """Refuse to run with bad rows; `cure` says what to do about them.
 

@@ -9,6 +9,7 @@ summed: a NaN in a masked advantage or return would come back through the produc
 
 from accord.losses.bco import bco
 from accord.losses.cpo import cpo
+from accord.losses.distill import distill
 from accord.losses.dpo import aot_values, dpo, matched
 from accord.losses.grpo import grpo, token_weights
 from accord.losses.kto import kto
@@ -38,3 +39,4 @@ __all__ = [
     "simpo",
     "token_weights",
 ]
+__all__ = ["bradley_terry", "distill", "grpo", "kl_penalty", "ppo_policy", "ppo_value", "rloo", "sft", "token_weights"]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from accord.batch import TokenBatch
 from accord.model.attention import packed_arguments
 from accord.model.heads import ScalarHead
+from accord.ops.divergence import generalised_jsd
 from accord.ops.logprobs import token_logprobs
 
 
@@ -37,6 +38,17 @@ class Role:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """What a role's distributions are compared with."""
+
+    hidden_KH: Tensor
+    """Hidden states before the targets of the batch."""
+    output: nn.Linear
+    beta: float
+    """Of the generalised Jensen-Shannon divergence; see `ops.divergence`."""
+
+
+@dataclass(frozen=True)
 class Outputs:
     """What a role says about a batch; streams are 0 off the targets."""
 
@@ -50,10 +62,18 @@ class Outputs:
     """float32 [N]: read at the last token of each sequence"""
     scores_T: Tensor | None = None
     """float32 [T]: of a stepwise role, read at the targets themselves: the last tokens of steps"""
+    divergences_T: Tensor | None = None
+    """float32 [T], nats: divergence from the teacher's distribution of each token, where there is a teacher"""
 
 
 def forward(
-    role: Role, batch: TokenBatch, *, temperature: float = 1.0, entropy: bool = False, detach_trunk: bool = False
+    role: Role,
+    batch: TokenBatch,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    detach_trunk: bool = False,
+    teacher: Teacher | None = None,
 ) -> Outputs:
     """Run a role on a packed batch. The role's adapter must be active (`Roles.use`).
 
@@ -63,15 +83,28 @@ def forward(
         temperature: log-probabilities are those of logits / temperature.
         entropy: give entropies too.
         detach_trunk: gradients stop at the hidden states, so that only heads learn.
+        teacher: give the divergence from it instead of log-probabilities and entropies.
     """
     hidden_TH = hidden_states(role, batch)
     if detach_trunk:
         hidden_TH = hidden_TH.detach()
     targets_K = batch.target_mask_T.nonzero().flatten()
-    logprobs_T = entropies_T = values_T = scores_N = scores_T = None
+    logprobs_T = entropies_T = values_T = scores_N = scores_T = divergences_T = None
     if role.output is not None or role.value_head is not None:
         hidden_KH = hidden_TH[targets_K - 1]  # the state in which a token is chosen lies one token earlier
-        if role.output is not None:
+        if role.output is not None and teacher is not None:
+            divergences_K = generalised_jsd(
+                hidden_KH,
+                role.output.weight,
+                role.output.bias,
+                teacher.hidden_KH,
+                teacher.output.weight,
+                teacher.output.bias,
+                beta=teacher.beta,
+                temperature=temperature,
+            )
+            divergences_T = _spread(divergences_K, targets_K, batch)
+        elif role.output is not None:
             logprobs_K, entropies_K = token_logprobs(
                 hidden_KH,
                 role.output.weight,
@@ -87,7 +120,15 @@ def forward(
         scores_T = _spread(role.score_head(hidden_TH[targets_K]), targets_K, batch)
     elif role.score_head is not None:
         scores_N = role.score_head(hidden_TH[batch.cu_seqlens[1:].long() - 1])
-    return Outputs(logprobs_T, entropies_T, values_T, scores_N, scores_T)
+    return Outputs(logprobs_T, entropies_T, values_T, scores_N, scores_T, divergences_T)
+
+
+def teach(role: Role, batch: TokenBatch, beta: float) -> Teacher:
+    """What a role says before each target of a batch, for another to be compared with. No gradient. The role's adapter must be
+    active (`Roles.use`)."""
+    assert role.output is not None
+    with torch.no_grad():
+        return Teacher(hidden_states(role, batch)[batch.target_mask_T.nonzero().flatten() - 1], role.output, beta)
 
 
 def hidden_states(role: Role, batch: TokenBatch) -> Tensor:

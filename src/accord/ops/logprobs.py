@@ -7,7 +7,7 @@ backward computes it again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -61,14 +61,15 @@ def full_kl(
     """Exact KL(policy || reference) at each token: sum_v p_v (log p_v - log q_v), in nats, float32 [K]. No gradient."""
     kl_K = torch.empty(len(hidden_KH), dtype=torch.float32, device=hidden_KH.device)
     with torch.no_grad():
-        for rows in _tiles(len(hidden_KH), len(weight_VH)):
-            log_p = functional.log_softmax(_logits(hidden_KH[rows], weight_VH, bias_V, temperature), dim=-1)
-            log_q = functional.log_softmax(_logits(ref_hidden_KH[rows], ref_weight_VH, ref_bias_V, temperature), dim=-1)
+        for rows in tiles(len(hidden_KH), len(weight_VH)):
+            log_p = tile_logprobs(hidden_KH[rows], weight_VH, bias_V, temperature)
+            log_q = tile_logprobs(ref_hidden_KH[rows], ref_weight_VH, ref_bias_V, temperature)
             kl_K[rows] = (log_p.exp() * (log_p - log_q)).sum(-1)
     return kl_K
 
 
-def _tiles(count: int, vocabulary: int) -> Iterator[slice]:
+def tiles(count: int, vocabulary: int) -> Iterator[slice]:
+    """Rows of each tile of logits."""
     rows = max(1, TILE_ELEMENTS // vocabulary)
     for start in range(0, count, rows):
         yield slice(start, min(start + rows, count))
@@ -77,6 +78,44 @@ def _tiles(count: int, vocabulary: int) -> Iterator[slice]:
 def _logits(hidden_KH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, temperature: float) -> Tensor:
     logits = functional.linear(hidden_KH.to(weight_VH.dtype), weight_VH, bias_V).float()
     return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+def tile_logprobs(hidden_KH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, temperature: float) -> Tensor:
+    """log softmax((hidden weight^T + bias) / temperature) of one tile, float32 [rows, V]."""
+    return functional.log_softmax(_logits(hidden_KH, weight_VH, bias_V, temperature), dim=-1)
+
+
+class LinearGradients:
+    """Gradients of an output layer and of its input, added up tile by tile.
+
+    Args:
+        hidden_KH, weight_VH, bias_V: the layer's input, and the layer.
+        needs: which of the three need one.
+    """
+
+    def __init__(self, hidden_KH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, needs: Sequence[bool]) -> None:
+        self._hidden_KH, self._weight_VH, self._bias_V = hidden_KH, weight_VH, bias_V
+        self._grad_hidden = torch.empty_like(hidden_KH) if needs[0] else None
+        # The weight's gradient adds up over tiles: in float32, whatever the weight's own type.
+        self._grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if needs[1] else None
+        self._grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if needs[2] and bias_V is not None else None
+
+    def add(self, rows: slice, grad: Tensor) -> None:
+        """Take in the gradient of one tile's logits, float32 [rows, V]."""
+        weight_VH = self._weight_VH
+        grad = grad.to(weight_VH.dtype)
+        if self._grad_hidden is not None:
+            self._grad_hidden[rows] = (grad @ weight_VH).to(self._hidden_KH.dtype)
+        if self._grad_weight is not None:
+            self._grad_weight += (grad.T @ self._hidden_KH[rows].to(weight_VH.dtype)).float()
+        if self._grad_bias is not None:
+            self._grad_bias += grad.sum(0).float()
+
+    def result(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Of input, weight and bias, each in the type of what it belongs to."""
+        weight = None if self._grad_weight is None else self._grad_weight.to(self._weight_VH.dtype)
+        bias = None if self._grad_bias is None or self._bias_V is None else self._grad_bias.to(self._bias_V.dtype)
+        return self._grad_hidden, weight, bias
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -94,7 +133,7 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         logprobs_K = torch.empty(len(targets_K), dtype=torch.float32, device=hidden_KH.device)
         normalisers_K, entropies_K = torch.empty_like(logprobs_K), torch.zeros_like(logprobs_K)
-        for rows in _tiles(len(targets_K), len(weight_VH)):
+        for rows in tiles(len(targets_K), len(weight_VH)):
             logits = _logits(hidden_KH[rows], weight_VH, bias_V, temperature)
             normaliser = torch.logsumexp(logits, dim=-1)
             normalisers_K[rows] = normaliser
@@ -113,12 +152,8 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden_KH, weight_VH, bias_V, targets_K, normalisers_K, entropies_K = ctx.saved_tensors
         if not ctx.with_entropy:
             grad_entropies_K = None
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden_KH) if wants_hidden else None
-        # The weight's gradient adds up over tiles: in float32, whatever the weight's own type.
-        grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if wants_weight else None
-        grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if wants_bias and bias_V is not None else None
-        for rows in _tiles(len(targets_K), len(weight_VH)):
+        sums = LinearGradients(hidden_KH, weight_VH, bias_V, ctx.needs_input_grad)
+        for rows in tiles(len(targets_K), len(weight_VH)):
             log_p = _logits(hidden_KH[rows], weight_VH, bias_V, ctx.temperature).sub_(normalisers_K[rows, None])
             p = log_p.exp()
             grad = torch.zeros_like(p)
@@ -127,15 +162,5 @@ class _TokenLogprobs(torch.autograd.Function):
                 grad.scatter_add_(-1, targets_K[rows, None], grad_logprobs_K[rows, None])
             if grad_entropies_K is not None:
                 grad -= p.mul_(log_p.add_(entropies_K[rows, None])).mul_(grad_entropies_K[rows, None])
-            grad = grad.div_(ctx.temperature).to(weight_VH.dtype)
-            if grad_hidden is not None:
-                grad_hidden[rows] = (grad @ weight_VH).to(hidden_KH.dtype)
-            if grad_weight is not None:
-                grad_weight += (grad.T @ hidden_KH[rows].to(weight_VH.dtype)).float()
-            if grad_bias is not None:
-                grad_bias += grad.sum(0).float()
-        if grad_weight is not None:
-            grad_weight = grad_weight.to(weight_VH.dtype)
-        if grad_bias is not None and bias_V is not None:
-            grad_bias = grad_bias.to(bias_V.dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+            sums.add(rows, grad.div_(ctx.temperature))
+        return *sums.result(), None, None, None

@@ -9,7 +9,23 @@ from typing import Any
 from accord.config import RECIPES, Recipe, load
 from accord.config import build as build_recipe
 from accord.errors import ConfigError
-from accord.recipes import bco, cpo, dpo, grpo, kto, orpo, ppo, reinforce, reward, rloo, sft, simpo
+from accord.recipes import (
+    bco,
+    cpo,
+    distill,
+    dpo,
+    grpo,
+    kto,
+    orpo,
+    ppo,
+    reinforce,
+    rejection,
+    remax,
+    reward,
+    rloo,
+    sft,
+    simpo,
+)
 from accord.report import write_report
 from accord.training.loop import Parts, run_loop
 from accord.training.run import Run, RunDirectory
@@ -27,6 +43,9 @@ BUILDERS: dict[str, Callable[[Any], Parts]] = {
     "cpo": cpo.build,
     "kto": kto.build,
     "bco": bco.build,
+    "distill": distill.build,
+    "rejection": rejection.build,
+    "remax": remax.build,
 }
 """Training command -> its builder."""
 

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
-from accord.config import LoraConfig, ModelConfig, PlacementConfig, ReferenceConfig
-from accord.data import EncodedPrompt
+from pydantic import model_validator
+
+from accord.config import LoraConfig, ModelConfig, PlacementConfig, ReferenceConfig, RewardTerm, build
+from accord.config.base import Section
+from accord.data import EncodedPrompt, Encoder
 from accord.errors import ConfigError
 from accord.model.device import choose_device
+from accord.model.scorer import Scorer
 from accord.recipes.build import check_context, open_model
+from accord.recipes.reward_models import score_facts
+from accord.recipes.rollouts import add_rewards, load_functions, mix_rewards
 from accord.rollout.collect import Collector
 from accord.rollout.native import NativeEngine
 from accord.rollout.protocol import Progress, Sampling
-from accord.types import Rollout, Text
+from accord.rollout.select import best_of as choose_best
+from accord.types import Prompt, Rollout, Text
+
+SCORED_TOKENS = 4096
+"""Tokens that go through a reward model at once."""
 
 
 @dataclass(frozen=True)
@@ -45,29 +56,60 @@ class GenerateOptions:
             raise ConfigError("; ".join(broken))
 
 
+class _Rewards(Section):
+    """Reward terms alone, read as the section `reward` of a recipe is."""
+
+    reward: tuple[RewardTerm, ...] = ()
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Self:
+        labels = [term.label for term in self.reward]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise ValueError(f"two rewards are called {', '.join(twice)}; give each a `name` of its own")
+        return self
+
+
 def generate(
     model: ModelConfig,
-    prompts: Sequence[Text],
+    prompts: Sequence[Text | Prompt],
     options: GenerateOptions | None = None,
     placement: PlacementConfig | None = None,
     progress: Progress | None = None,
+    *,
+    rewards: Sequence[RewardTerm | Mapping[str, Any] | str] = (),
+    best_of: int | None = None,
 ) -> list[Rollout]:
     """`samples` responses to each prompt, in the order of the prompts.
 
+    With `rewards` each response carries its score; with `best_of` too, that many are sampled for each prompt and only the
+    one with the highest score is returned. Best-of-n moves the distribution by at most log n - (n - 1) / n nats of KL
+    divergence from the one that is sampled (`accord.rollout.select.best_of_kl_bound`).
+
     Args:
         model: a whole model, or an adapter on its base.
-        prompts: plain text, or conversations for the model's chat template.
+        prompts: plain text, or conversations for the model's chat template; as `Prompt` with columns for reward functions.
         options: sampling.
         placement: device.
         progress: told of finished responses and sampled tokens.
+        rewards: as the section `reward` of a recipe: `FILE.py:NAME`, the path of a reward model, or a mapping with `weight`.
+            A reward model that is an adapter on the model's base shares it.
+        best_of: responses to choose from; takes the place of `options.samples`.
 
     Raises:
-        ConfigError: prompt and response do not fit into the model.
-        ModelError, GenerationError: see there.
+        ConfigError: prompt and response do not fit into the model, or `best_of` without rewards.
+        ModelError, GenerationError, RewardError: see there.
     """
     options = options or GenerateOptions()
+    terms = build(_Rewards, {"reward": list(rewards)}).reward
+    if best_of is not None:
+        options = _with_samples(options, best_of, terms)
+    functions = load_functions(terms)  # before any weights
+    facts = {term.label: score_facts(term) for term in terms if term.paths}
     roles, encoder = open_model(model, LoraConfig(), choose_device(placement or PlacementConfig()))
     roles.add_reference(ReferenceConfig())  # the frozen model as it was saved: base, or base with its adapter
+    add_rewards(terms, roles)
+    scores = mix_rewards(terms, functions, facts, Scorer(roles, SCORED_TOKENS)) if terms else None
     sampling = Sampling(
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
@@ -77,8 +119,26 @@ def generate(
         stop_texts=options.stop,
     )
     engine = NativeEngine(roles, options.max_sequences, role="reference")
-    collector = Collector(engine, None, roles.tokenizer, sampling, options.samples, options.seed)
-    encoded = [EncodedPrompt(encoder.encode_prompt(text), encoder.prompt_text(text)) for text in prompts]
+    collector = Collector(engine, scores, roles.tokenizer, sampling, options.samples, options.seed)
+    encoded = [_encoded(encoder, prompt) for prompt in prompts]
     longest = max((len(prompt.ids) for prompt in encoded), default=0)
     check_context(roles, longest + options.max_new_tokens, "the prompt or max_new_tokens")
-    return collector.collect(encoded, 0, progress).rollouts
+    rollouts = collector.collect(encoded, 0, progress).rollouts
+    return rollouts if best_of is None else choose_best(rollouts)
+
+
+def _with_samples(options: GenerateOptions, best_of: int, terms: Sequence[RewardTerm]) -> GenerateOptions:
+    if not terms:
+        raise ConfigError("best_of needs a reward to tell which response is best: give `rewards` (--reward)")
+    if best_of < 1:
+        raise ConfigError(f"best_of must be 1 or more (given: {best_of})")
+    if options.samples not in (1, best_of):
+        raise ConfigError(f"samples {options.samples} and best_of {best_of} contradict each other; give best_of alone")
+    if options.temperature == 0 and best_of > 1:
+        raise ConfigError(f"at temperature 0 all {best_of} responses would be the same: raise the temperature")
+    return replace(options, samples=best_of)
+
+
+def _encoded(encoder: Encoder, prompt: Text | Prompt) -> EncodedPrompt:
+    text, columns = (prompt.prompt, prompt.columns) if isinstance(prompt, Prompt) else (prompt, {})
+    return EncodedPrompt(encoder.encode_prompt(text), encoder.prompt_text(text), columns)

@@ -73,8 +73,8 @@ def _finish(
     if not variance.sqrt() > SAME:
         raise TrainingError(
             f"all {len(measured_N)} measured answers have one score (deviation {float(variance.sqrt()):.2g}), so it cannot be "
-            f"normalised; the model is in {folder}. Nothing was learnt: raise train.learning_rate or "
-            "train.steps, or set algorithm.normalize: none"
+            f"normalised; the model is in {folder}. Nothing was learnt: raise train.learning_rate or train.steps, or set "
+            "algorithm.normalize: none"
         )
     write_facts(folder, ScoreFacts(mean=float(mean), std=float(variance.sqrt())))
 

@@ -32,28 +32,29 @@ from accord.training.stream import Stream
 from accord.types import Example
 
 
-def build_rollouts(recipe: RolloutRecipe, make_algorithm: Callable[[SumOverRanks], Algorithm]) -> Parts:
+def build_rollouts(
+    recipe: RolloutRecipe, make_algorithm: Callable[[SumOverRanks], Algorithm], *, greedy: bool = False
+) -> Parts:
     """Everything that the loop needs.
 
     Args:
         recipe: of any algorithm on rollouts.
         make_algorithm: given the sum over ranks, the algorithm.
+        greedy: whether the algorithm compares with the greedy response to each prompt.
 
     Raises:
         ConfigError: no reward is named.
     """
     kind = recipe.algorithm.type
-    if not recipe.reward:
+    if not recipe.reward and recipe.needs_reward:
         raise ConfigError(f"{kind} needs a `reward`: --reward rewards.py:FUNCTION, or --reward PATH of a reward model")
     check_critic(recipe)
-    functions = {
-        term.label: load_function(term.function) for term in recipe.reward if term.function
-    }  # before any weights
+    functions = load_functions(recipe.reward)  # before any weights
     facts = {term.label: score_facts(term) for term in recipe.reward if term.paths}
     roles, encoder, ranks = start(recipe)
     _check_ranks(recipe, ranks)
     scorer = add_roles(recipe, roles)
-    rewards = MixedReward([(_reward(term, functions, facts, scorer), term.weight) for term in recipe.reward])
+    rewards = mix_rewards(recipe.reward, functions, facts, scorer)
 
     def encode(loaded: Loaded, config: DataConfig) -> Encoded[EncodedPrompt]:
         return encode_prompts(loaded, encoder, recipe.prompt_limit, config.too_long, config.on_bad_row)
@@ -64,7 +65,9 @@ def build_rollouts(recipe: RolloutRecipe, make_algorithm: Callable[[SumOverRanks
     check_context(roles, longest, "data.max_prompt_tokens or rollout.max_new_tokens")
     engine = NativeEngine(roles, rollout.max_sequences, recipe.train.micro_batch_tokens)
     sampling = make_sampling(recipe, encoder.stop_ids)
-    collector = Collector(engine, rewards, roles.tokenizer, sampling, rollout.samples, recipe.seed)
+    collector = Collector(
+        engine, rewards if recipe.reward else None, roles.tokenizer, sampling, rollout.samples, recipe.seed, greedy
+    )
     stream = Stream(split.train, recipe.train.batch_size // rollout.samples, recipe.seed)
     algorithm = make_algorithm(ranks.sum)
     steps = recipe.algorithm.epochs * recipe.algorithm.minibatches
@@ -77,7 +80,7 @@ def build_rollouts(recipe: RolloutRecipe, make_algorithm: Callable[[SumOverRanks
         algorithm=algorithm,
         learner=learner,
         scorer=scorer,
-        source=Rollouts(stream, collector, ranks),
+        source=Rollouts(stream, collector, ranks, rollout.dynamic_sampling),
         iterations=recipe.train.iterations,
         steps_per_iteration=steps,
         save=partial(save_policy_and_critic, roles),
@@ -111,7 +114,8 @@ def make_ptx(
 def _check_ranks(recipe: RolloutRecipe, ranks: Ranks) -> None:
     """Every rank must have prompts for every minibatch, or it would wait for a step that the others never take."""
     prompts = recipe.train.batch_size // recipe.rollout.samples
-    share = recipe.train.batch_size // ranks.size
+    keeps_one = getattr(recipe.algorithm, "keep", None) == "best"  # of each prompt's responses
+    share = (prompts if keeps_one else recipe.train.batch_size) // ranks.size
     if prompts % ranks.size or share < recipe.algorithm.minibatches:
         raise ConfigError(
             f"{prompts} prompts an iteration (train.batch_size / rollout.samples) over {ranks.size} ranks: each rank needs "
@@ -144,13 +148,33 @@ def add_roles(recipe: RolloutRecipe, roles: Roles) -> Scorer:
             check_tokenizer(path, roles)
     roles.add_policy(critic)
     roles.add_reference(recipe.reference)
-    for term in recipe.reward:
-        for path, role in zip(term.paths, term.roles, strict=True):
-            check_tokenizer(path, roles)
-            roles.add_reward(path, role, stepwise=term.process is not None)
+    add_rewards(recipe.reward, roles)
     if critic is not None:
         roles.add_critic(critic)
     return Scorer(roles, recipe.train.micro_batch_tokens, recipe.rollout.temperature)
+
+
+def add_rewards(terms: Sequence[RewardTerm], roles: Roles) -> None:
+    """The reward models among the terms as roles; an adapter on the roles' base shares it."""
+    for term in terms:
+        for path, role in zip(term.paths, term.roles, strict=True):
+            check_tokenizer(path, roles)
+            roles.add_reward(path, role, stepwise=term.process is not None)
+
+
+def load_functions(terms: Sequence[RewardTerm]) -> dict[str, Callable[..., Any]]:
+    """The reward functions among the terms, by label."""
+    return {term.label: load_function(term.function) for term in terms if term.function}
+
+
+def mix_rewards(
+    terms: Sequence[RewardTerm],
+    functions: Mapping[str, Callable[..., Any]],
+    facts: Mapping[str, Sequence[ScoreFacts]],
+    scorer: Scorer,
+) -> MixedReward:
+    """The weighted sum of the terms; models among them are roles already, see `add_rewards`."""
+    return MixedReward([(_reward(term, functions, facts, scorer), term.weight) for term in terms])
 
 
 def _reward(
@@ -181,7 +205,7 @@ def _facts(recipe: RolloutRecipe, rewards: MixedReward) -> dict[str, str]:
     weighted = ", ".join(
         f"{term.weight:g} x {label}" for term, label in zip(recipe.reward, rewards.labels, strict=True)
     )
-    facts = {"reward": weighted}
+    facts = {"reward": weighted} if weighted else {}
     if isinstance(recipe.algorithm, PolicyGradient):
         kl = recipe.algorithm.kl
         control = "fixed" if kl.target is None else f"adaptive to {kl.target:g} nats"

@@ -151,6 +151,8 @@ def _outcome(run: RunData) -> list[str]:
             accuracy, where = preferred, pairs
     if accuracy and run.kind in ("kto", "bco"):
         sentences.append(f"its reward puts {accuracy.last:.0%} of {where} rows on the right side")
+    elif accuracy and change(run, "reward/margin") is None:
+        sentences.append(f"it judges {accuracy.last:.0%} of {where} steps as their labels do")
     elif accuracy:
         sentences.append(f"it scores the chosen answer higher in {accuracy.last:.0%} of {where} pairs")
     return [_sentence(sentence) for sentence in sentences]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy
@@ -42,7 +42,15 @@ class Collection:
 
 
 class Collector:
-    """Samples `samples` responses to each prompt and scores them."""
+    """Samples `samples` responses to each prompt and scores them.
+
+    Args:
+        engine, tokenizer, sampling: how responses are drawn and become text.
+        rewards: what scores them; `None` leaves them without a score.
+        samples: responses to each prompt.
+        seed: of the run.
+        greedy: also take the greedy response to each prompt, and score it; see `Rollout.greedy`.
+    """
 
     def __init__(
         self,
@@ -52,7 +60,9 @@ class Collector:
         sampling: Sampling,
         samples: int,
         seed: int,
+        greedy: bool = False,
     ) -> None:
+        self.greedy = greedy
         self.engine, self.rewards, self.tokenizer = engine, rewards, tokenizer
         self.sampling, self.samples, self.seed = sampling, samples, seed
 
@@ -81,14 +91,31 @@ class Collector:
         numbered = list(zip(numbers or range(len(prompts)), prompts, strict=True))
         places = [(number, prompt, s) for number, prompt in numbered for s in range(self.samples)]
         requests = [Request(prompt.ids, response_seed(self.seed, iteration, n, s)) for n, prompt, s in places]
-        completions = self.engine.generate(requests, self.sampling, progress)
-        if len(completions) != len(requests):
-            raise GenerationError(f"the engine gave {len(completions)} completions for {len(requests)} requests")
+        completions = self._generate(requests, self.sampling, progress)
         rollouts = [self._rollout(prompt, n, done) for (n, prompt, _), done in zip(places, completions, strict=True)]
+        likeliest = self._greedy(numbered) if self.greedy else []
         sampled = time.perf_counter()
         if self.rewards is not None:
-            rollouts = self.rewards.score(rollouts)
+            scored = self.rewards.score([*rollouts, *likeliest])
+            rollouts, likeliest = scored[: len(rollouts)], scored[len(rollouts) :]
+        if likeliest:
+            of_prompt = {rollout.group: rollout for rollout in likeliest}
+            rollouts = [replace(rollout, greedy=of_prompt[rollout.group]) for rollout in rollouts]
         return Collection(rollouts, sampled - started, time.perf_counter() - sampled)
+
+    def _generate(
+        self, requests: Sequence[Request], sampling: Sampling, progress: Progress | None
+    ) -> Sequence[Completion]:
+        completions = self.engine.generate(requests, sampling, progress)
+        if len(completions) != len(requests):
+            raise GenerationError(f"the engine gave {len(completions)} completions for {len(requests)} requests")
+        return completions
+
+    def _greedy(self, numbered: Sequence[tuple[int, TokenPrompt]]) -> list[Rollout]:
+        """The likeliest token each time, from the whole distribution."""
+        sampling = replace(self.sampling, temperature=0.0, top_k=0, top_p=1.0)
+        completions = self._generate([Request(prompt.ids, 0) for _, prompt in numbered], sampling, None)
+        return [self._rollout(prompt, n, done) for (n, prompt), done in zip(numbered, completions, strict=True)]
 
     def _rollout(self, prompt: TokenPrompt, group: int, completion: Completion) -> Rollout:
         text_ids = list(completion.token_ids)

@@ -18,7 +18,7 @@ from accord.model.attention import packed_arguments
 from accord.model.forward import Role
 from accord.model.roles import Roles
 from accord.rollout.cache import RowCache
-from accord.rollout.protocol import Completion, Progress, Request, Sampling
+from accord.rollout.protocol import Completion, OnToken, Progress, Request, Sampling
 from accord.rollout.sampling import sample_tokens
 from accord.types import FinishReason
 
@@ -64,14 +64,18 @@ class NativeEngine:
         self._version = version
 
     def generate(
-        self, requests: Sequence[Request], sampling: Sampling, progress: Progress | None = None
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        on_token: OnToken | None = None,
     ) -> list[Completion]:
         """One completion for each request, in the same order; see `Engine.generate`."""
         for index, request in enumerate(requests):
             if not request.prompt_ids:
                 raise GenerationError(f"request {index} has an empty prompt: a model predicts from at least one token")
         with torch.no_grad(), self.roles.use(self.role) as role:
-            return _Generation(self, role, requests, sampling, progress).run()
+            return _Generation(self, role, requests, sampling, progress, on_token).run()
 
 
 class _Generation:
@@ -84,8 +88,10 @@ class _Generation:
         requests: Sequence[Request],
         sampling: Sampling,
         progress: Progress | None,
+        on_token: OnToken | None,
     ) -> None:
-        self.engine, self.role, self.requests, self.sampling, self.progress = engine, role, requests, sampling, progress
+        self.engine, self.role, self.requests, self.sampling = engine, role, requests, sampling
+        self.progress, self.on_token = progress, on_token
         self.device = engine.roles.device
         self.tokenizer: PreTrainedTokenizerBase = engine.roles.tokenizer
         self.waiting = deque(range(len(requests)))
@@ -162,6 +168,9 @@ class _Generation:
                     f"the model gave NaN for token {len(row.token_ids)} of the response to request {row.index}; "
                     "its weights are not finite: lower train.learning_rate and go on with --resume"
                 )
+        if self.on_token is not None:
+            for row in rows:
+                self.on_token(row.index, row.token_ids[-1])
         done = 0
         for position in range(len(self.flying) - 1, first - 1, -1):
             reason = self._end(self.flying[position])

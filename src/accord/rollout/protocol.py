@@ -48,12 +48,19 @@ class Completion:
 Progress = Callable[[int, int], None]
 """Called with (responses finished, tokens sampled) since the last call."""
 
+OnToken = Callable[[int, int], None]
+"""Called with (number of the request, token id) as soon as a token is sampled; an exception it raises ends the sampling."""
+
 
 class Engine(Protocol):
     """Samples responses."""
 
     def generate(
-        self, requests: Sequence[Request], sampling: Sampling, progress: Progress | None = None
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        on_token: OnToken | None = None,
     ) -> list[Completion]:
         """One completion for each request, in the same order.
 

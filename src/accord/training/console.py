@@ -54,6 +54,20 @@ ROLLOUTS = (
     Column("length", "sampling/length_mean"),
     *SPEED,
 )
+REJECTION = (
+    Column("score", "env/reward_mean"),
+    Column("kept", "rejection/score_kept"),
+    Column("loss", "sft/loss"),
+    Column("KL", "objective/kl"),
+    Column("length", "sampling/length_mean"),
+    *SPEED,
+)
+DISTILL = (
+    Column("divergence", "distill/loss", 11),
+    Column("length", "sampling/length_mean"),
+    Column("ended", "sampling/finished_fraction"),
+    *SPEED,
+)
 COLUMNS: dict[str, tuple[Column, ...]] = {
     "sft": (Column("loss", "sft/loss"), Column("perplexity", "sft/perplexity", 11), *SPEED),
     "reward": (
@@ -84,6 +98,9 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         *SPEED,
     ),
     "bco": (Column("loss", "bco/loss"), Column("accuracy", "bco/accuracy"), *LABELLED, *SPEED),
+    "distill": DISTILL,
+    "rejection": REJECTION,
+    "remax": ROLLOUTS,
 }
 """The figures that matter for each recipe; the rest is in `metrics.jsonl` and the report."""
 

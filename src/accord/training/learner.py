@@ -14,7 +14,7 @@ from accord.algorithms import Algorithm, Denominators, Metrics, RoleUpdate
 from accord.batch import TokenBatch
 from accord.config import TrainConfig
 from accord.errors import RunError, TrainingError
-from accord.model.forward import Outputs, forward
+from accord.model.forward import Outputs, forward, teach
 from accord.model.roles import Roles
 from accord.training.optim import BASE, MakeOptimizer, make_groups, make_optimizer
 from accord.training.parallel import Ranks
@@ -89,6 +89,7 @@ class Learner:
             metrics |= self._reduce_and_clip(update, first=number == 0)
         self.roles.train_mode(False)
         self._check_finite(metrics)
+        metrics["tokens/trained"] = float(denominators.tokens)
         reason = self.algorithm.veto(metrics)
         if reason is None:
             self.schedule.go_to(self.steps)
@@ -99,7 +100,7 @@ class Learner:
         metrics["ppo/steps_skipped" if reason else "optim/steps_taken"] = 1.0
         self.schedule.watch(metrics)
         seen = self.ranks.sum(torch.tensor(float(tokens)))
-        return metrics | {"tokens/trained": float(denominators.tokens), "tokens/seen": float(seen)}
+        return metrics | {"tokens/seen": float(seen)}
 
     def _backward(
         self, update: RoleUpdate, batch: TokenBatch, denominators: Denominators, loss_of: Loss, temperature: float
@@ -109,12 +110,17 @@ class Learner:
         with self.roles.use(update.role, train=True) as role:
             for micro in batch.split(self.config.micro_batch_tokens):
                 micro = micro.to(self.roles.device)
+                teacher = None
+                if update.teacher is not None:
+                    with self.roles.use(update.teacher) as other:
+                        teacher = teach(other, micro, update.beta)
                 outputs = forward(
                     role,
                     micro,
                     temperature=temperature,
                     entropy=update.entropy,
                     detach_trunk=update.heads_only,
+                    teacher=teacher,
                 )
                 loss, metrics = loss_of(outputs, micro, denominators)
                 loss.backward()

@@ -227,12 +227,27 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           "Above 0.", "Near 0: nothing to learn from; see `env/reward_std`.", unit="reward"),
         M("grpo/equal_groups", "Share of the responses whose whole group has one score, so that they teach nothing.",
           "Below 0.5.", "Near 1: prompts are too easy or too hard, or the score is too coarse. Raise `rollout.samples`."),
-        M("ppo/steps_skipped", "Updates left out because the mean ratio passed `algorithm.ratio_guard`.",
+        M("ppo/steps_skipped", "Updates left out because the mean ratio passed `algorithm.ratio_guard`, or because nothing was "
+          "kept (rejection).",
           "0.", "Above 0: steps are far too large; lower the learning rate.", unit="steps", high=0.0),
         M("ptx/loss", "Negative log-likelihood per token of the text learnt beside the rewards (`ptx`), before its weight.",
           "Stays where fine-tuning left it.", "Rises: the policy forgets; raise `ptx.coef`.", unit="nats/token"),
         M("ppo/steps_left_out", "Updates left out because one before them passed `algorithm.kl_stop`.",
           "Absent, or now and then.", "Most of them each time: lower the learning rate or `algorithm.epochs`.", unit="steps"),
+    ),
+    "Other methods on rollouts": (
+        M("remax/greedy_mean", "Mean score of the greedy responses, shaped as the others: ReMax's baseline.",
+          "Rises with the score, and stays near it.", "Far above the score: sampling at this temperature is much worse than "
+          "greedy.", unit="reward"),
+        M("distill/loss", "Divergence of the student from the teacher, mean over the tokens learnt.",
+          "Falls quickly, then slowly.", "Flat: raise the learning rate, or look whether the teacher knows the task.",
+          unit="nats/token"),
+        M("distill/on_policy", "1 where the iteration learnt from the student's own responses, 0 where from the data's.",
+          "On average `algorithm.on_policy`.", "Report a defect."),
+        M("rejection/kept", "Share of the responses that were learnt (`accord rejection`).",
+          "1 / `rollout.samples` for `keep: best`.", "Near 0 with a threshold: it is too high, and little is learnt."),
+        M("rejection/score_kept", "Mean score of the responses that were kept.",
+          "Above `env/reward_mean`, which follows it.", "Equal to it: the score does not tell responses apart.", unit="reward"),
     ),
     "Value function (ppo)": (
         M("ppo/loss/value", "Clipped squared error of the value function, before its weight.",
@@ -268,6 +283,11 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           "Above 0.8.", "Low: raise `rollout.max_new_tokens`, or set `algorithm.missing_eos_penalty`."),
         M("sampling/tokens_per_second", "Response tokens sampled per second.",
           "Steady.", "Low: raise `rollout.max_sequences`.", unit="tokens/s"),
+        M("sampling/rounds", "Rounds of sampling that the iteration took (`rollout.dynamic_sampling`).",
+          "1 to 3.", "Always the most allowed: prompts are too easy or too hard.", unit="rounds"),
+        M("sampling/groups_dropped", "Groups left out because all their responses had one score.",
+          "Below the number of prompts of an iteration.", "Far above: most of the sampling is thrown away; choose other "
+          "prompts, or raise `rollout.samples`.", unit="groups"),
         M("sampling/importance_mean", "Mean importance weight of the sampled tokens before any bound (`algorithm.correction`).",
           "Within 0.01 of 1.", "Far from 1: sampler and trainer are different policies; see "
           "`sampling/logprob_difference_mean`.", low=0.5, high=2.0),

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import torch
+
 from accord.algorithms import Metrics
 from accord.batch import TokenBatch
 from accord.data import EncodedPrompt
 from accord.ops.masking import sum_per_sequence
-from accord.rollout.collect import Collector
+from accord.rollout.collect import Collection, Collector
 from accord.training.console import Console
 from accord.training.parallel import Ranks
 from accord.training.stream import Stream
 from accord.types import Rollout
 
 T = TypeVar("T")
+
+OTHER_ORDER = 1 << 24
+"""Added to the seed for the prompts that take the place of dropped ones, which come in an order of their own."""
+SAME_SCORE = 1e-8
+"""Scores that are no further apart are one score."""
 
 
 class Examples(Generic[T]):
@@ -43,25 +51,63 @@ class Examples(Generic[T]):
 
 
 class Rollouts:
-    """Rollouts sampled from the policy as it is now."""
+    """Rollouts sampled from the policy as it is now.
 
-    def __init__(self, stream: Stream[EncodedPrompt], collector: Collector, ranks: Ranks) -> None:
-        self.stream, self.collector, self.ranks = stream, collector, ranks
+    Args:
+        stream: prompts of each iteration.
+        collector: answers and scores them.
+        ranks: processes that share an iteration.
+        rounds: how often further prompts are sampled in place of groups that teach nothing; 0 keeps all groups.
+    """
+
+    def __init__(self, stream: Stream[EncodedPrompt], collector: Collector, ranks: Ranks, rounds: int = 0) -> None:
+        self.stream, self.collector, self.ranks, self.rounds = stream, collector, ranks, rounds
+        self._others = Stream(stream.items, stream.batch_size, stream.seed + OTHER_ORDER)
 
     def collect(self, iteration: int, console: Console) -> tuple[list[Rollout], Metrics]:
         """This rank's rollouts of one iteration."""
         numbered = self.ranks.share(list(enumerate(self.stream.batch(iteration))))
-        numbers, prompts = [number for number, _ in numbered], [prompt for _, prompt in numbered]
-        console.phase("rollout", len(prompts) * self.collector.samples)
-        done = self.collector.collect(prompts, iteration, console.advance, numbers)
-        tokens = sum(len(rollout.response_ids) for rollout in done.rollouts)
+        parts = [self._sample(numbered, iteration, console)]
+        rollouts, counts = self._refill(parts, iteration, console) if self.rounds else (parts[0].rollouts, {})
+        seconds = sum(part.rollout_seconds for part in parts)
+        tokens = sum(len(rollout.response_ids) for part in parts for rollout in part.rollouts)
         metrics = {
-            "time/rollout": done.rollout_seconds,
-            "time/reward": done.reward_seconds,
-            "sampling/tokens_per_second": tokens / max(done.rollout_seconds, 1e-9),
+            "time/rollout": seconds,
+            "time/reward": sum(part.reward_seconds for part in parts),
+            "sampling/tokens_per_second": tokens / max(seconds, 1e-9),
             "sampling/lag": 0.0,
         }
-        return done.rollouts, metrics
+        return rollouts, metrics | counts
+
+    def _sample(self, numbered: Sequence[tuple[int, EncodedPrompt]], iteration: int, console: Console) -> Collection:
+        numbers, prompts = [number for number, _ in numbered], [prompt for _, prompt in numbered]
+        console.phase("rollout", len(prompts) * self.collector.samples)
+        return self.collector.collect(prompts, iteration, console.advance, numbers)
+
+    def _refill(self, parts: list[Collection], iteration: int, console: Console) -> tuple[list[Rollout], Metrics]:
+        """Sample other prompts in place of groups of one score, until every rank has as many as it had prompts (DAPO,
+        arXiv:2503.14476, section 3.2). What is added to `parts` follows from seed and iteration, so a resumed run does the same.
+        """
+        useful, equal = split_groups(parts[0].rollouts)
+        wanted, rounds = len(useful) + len(equal), 1
+        for extra in range(self.rounds):
+            missing = wanted - len(useful)
+            if float(self.ranks.max(torch.tensor(float(missing)))) == 0:
+                break
+            rounds += 1
+            first = self.stream.batch_size * (extra + 1)  # groups have numbers of their own
+            batch = self._others.batch(iteration * self.rounds + extra)
+            numbered = self.ranks.share(list(enumerate(batch, first)))[:missing]
+            if numbered:
+                parts.append(self._sample(numbered, iteration, console))
+                more, no_use = split_groups(parts[-1].rollouts)
+                useful, equal = useful + more, equal + no_use
+        filled = useful + equal[: wanted - len(useful)]
+        dropped = torch.tensor(float(len(useful) + len(equal) - wanted))
+        return [rollout for group in filled for rollout in group], {
+            "sampling/rounds": float(rounds),
+            "sampling/groups_dropped": float(self.ranks.sum(dropped)),
+        }
 
     def record(self, items: Sequence[Rollout], batch: TokenBatch, iteration: int, folder: Path) -> None:
         """One parquet file an iteration, of all ranks."""
@@ -69,6 +115,45 @@ class Rollouts:
         if self.ranks.first:
             columns = {name: [value for part in parts for value in part[name]] for name in parts[0]}
             write_rollouts(columns, iteration, folder)
+
+
+class OnAndOffPolicy:
+    """Rollouts in some iterations, given responses in the others (Agarwal et al. 2023, arXiv:2306.13649, algorithm 1).
+
+    Args:
+        rollouts: the policy's own.
+        given: responses from the data.
+        share: probability that an iteration is on-policy.
+        seed: of the run; which iterations are on-policy follows from it and the iteration's number.
+        ranks: processes that share an iteration.
+    """
+
+    def __init__(self, rollouts: Rollouts, given: Stream[Rollout], share: float, seed: int, ranks: Ranks) -> None:
+        self.rollouts, self.given, self.share, self.seed, self.ranks = rollouts, given, share, seed, ranks
+
+    def collect(self, iteration: int, console: Console) -> tuple[list[Rollout], Metrics]:
+        """This rank's rollouts, or given responses, of one iteration."""
+        if random.Random(f"{self.seed}/{iteration}").random() < self.share:
+            items, metrics = self.rollouts.collect(iteration, console)
+            return items, metrics | {"distill/on_policy": 1.0}
+        return self.ranks.share(self.given.batch(iteration)), {"distill/on_policy": 0.0}
+
+    def record(self, items: Sequence[Rollout], batch: TokenBatch, iteration: int, folder: Path) -> None:
+        """As `Rollouts` does."""
+        self.rollouts.record(items, batch, iteration, folder)
+
+
+def split_groups(rollouts: Sequence[Rollout]) -> tuple[list[list[Rollout]], list[list[Rollout]]]:
+    """Groups whose scores differ, and groups of one score; in the order in which they come."""
+    groups: dict[int, list[Rollout]] = {}
+    for rollout in rollouts:
+        groups.setdefault(rollout.group, []).append(rollout)
+    useful: list[list[Rollout]] = []
+    equal: list[list[Rollout]] = []
+    for group in groups.values():
+        scores = [rollout.total_score for rollout in group]
+        (useful if max(scores) - min(scores) > SAME_SCORE else equal).append(group)
+    return useful, equal
 
 
 def rollout_columns(rollouts: Sequence[Rollout], batch: TokenBatch, iteration: int) -> dict[str, list[Any]]:

@@ -3,12 +3,15 @@
 from accord.config.recipe import Recipe
 from accord.config.recipes.bco import BCOConfig, BCORecipe
 from accord.config.recipes.cpo import CPOConfig, CPORecipe
+from accord.config.recipes.distill import DistillConfig, DistillRecipe
 from accord.config.recipes.dpo import DPOConfig, DPORecipe
 from accord.config.recipes.grpo import GRPOConfig, GRPORecipe
 from accord.config.recipes.kto import KTOConfig, KTORecipe
 from accord.config.recipes.orpo import ORPOConfig, ORPORecipe
 from accord.config.recipes.ppo import PPOConfig, PPORecipe
 from accord.config.recipes.reinforce import ReinforceConfig, ReinforceRecipe
+from accord.config.recipes.rejection import RejectionConfig, RejectionRecipe
+from accord.config.recipes.remax import ReMaxConfig, ReMaxRecipe
 from accord.config.recipes.reward import RewardConfig, RewardRecipe
 from accord.config.recipes.rloo import RLOOConfig, RLOORecipe
 from accord.config.recipes.sft import SFTConfig, SFTRecipe
@@ -27,6 +30,9 @@ RECIPES: dict[str, type[Recipe]] = {
     "cpo": CPORecipe,
     "kto": KTORecipe,
     "bco": BCORecipe,
+    "distill": DistillRecipe,
+    "rejection": RejectionRecipe,
+    "remax": ReMaxRecipe,
 }
 """Training command -> its recipe. The CLI, the algorithms and the docs have the same keys."""
 
@@ -38,6 +44,8 @@ __all__ = [
     "CPORecipe",
     "DPOConfig",
     "DPORecipe",
+    "DistillConfig",
+    "DistillRecipe",
     "GRPOConfig",
     "GRPORecipe",
     "KTOConfig",
@@ -48,8 +56,12 @@ __all__ = [
     "PPORecipe",
     "RLOOConfig",
     "RLOORecipe",
+    "ReMaxConfig",
+    "ReMaxRecipe",
     "ReinforceConfig",
     "ReinforceRecipe",
+    "RejectionConfig",
+    "RejectionRecipe",
     "RewardConfig",
     "RewardRecipe",
     "SFTConfig",

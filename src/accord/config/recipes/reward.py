@@ -43,10 +43,11 @@ class RewardRecipe(ExampleRecipe):
     adapter_learning_rate: ClassVar[float] = 1e-4
     full_learning_rate: ClassVar[float] = 1e-5
     has_heads: ClassVar[bool] = True
+    reads: ClassVar[type[Record]] = PreferencePair
 
     algorithm: RewardConfig = RewardConfig()
 
     @property
-    def reads(self) -> type[Record]:  # type: ignore[override]  # here it depends on the recipe
-        """What a row of its data becomes."""
+    def rows_become(self) -> type[Record]:
+        """What a row of its data becomes, with these settings."""
         return StepwiseExample if self.algorithm.level == "step" else PreferencePair
