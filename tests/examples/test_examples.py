@@ -35,7 +35,12 @@ MINIMAL = {"model": {"path": "MODEL"}, "data": {"path": "rows.jsonl"}, "output":
 
 PROMISED = {
     "01_raw_loop": ("start/model.safetensors", "model/model.safetensors", "model/tokenizer.json"),
-    "02_session": ("base/model/model.safetensors", "model/adapter_model.safetensors", "model/tokenizer.json"),
+    "02_session": (
+        "base/model/model.safetensors",
+        "model/adapter_model.safetensors",
+        "model/critic/adapter_model.safetensors",
+        "model/tokenizer.json",
+    ),
     "03_recipe": ("sft/config.yaml", "sft/metrics.jsonl", "sft/model/model.safetensors", "sft/report.html"),
 }
 

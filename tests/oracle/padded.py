@@ -74,7 +74,13 @@ def trainer(per_token_logps: Tensor | None = None, **settings: Any) -> SimpleNam
     """What the loss of a TRL trainer reads of its `self`: one process, no accumulation, nothing optional switched on."""
     same = lambda value, *_, **__: value  # noqa: E731
     accelerator = SimpleNamespace(
-        num_processes=1, gather=same, gather_for_metrics=same, reduce=same, sync_gradients=True, parallelism_config=None
+        device=torch.device("cpu"),
+        num_processes=1,
+        gather=same,
+        gather_for_metrics=same,
+        reduce=same,
+        sync_gradients=True,
+        parallelism_config=None,
     )
     options = {
         "use_bias_correction_kl": False,

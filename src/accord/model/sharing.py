@@ -46,7 +46,5 @@ def share_layers(model: PreTrainedModel, k: int) -> PreTrainedModel:
     inside = {part for layer in layers for part in layer.modules()}
     embeddings = [part for part in trunk_of(model).modules() if isinstance(part, nn.Embedding) and part not in inside]
     shared = [tensor for part in (*embeddings, *layers[:k]) for tensor in (*part.parameters(), *part.buffers())]
-    for tensor in shared:
-        tensor.requires_grad_(False)
-    # What deepcopy finds in its memo it takes for copied already.
+    # What deepcopy finds in its memo it takes for copied already; freezing the copy then freezes what it shares.
     return copy.deepcopy(model, {id(tensor): tensor for tensor in shared}).requires_grad_(False)
