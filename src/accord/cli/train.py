@@ -55,11 +55,13 @@ def read_recipe(command: str, words: list[str], resume: bool = False) -> Recipe:
 def _dry_run(command: str, recipe: Recipe) -> int:
     """Check all that can be checked without weights, and print what would run."""
     from accord.model.loading import locate
+    from accord.recipes.build import check_start
     from accord.training.run import refuse_used
 
     print(dump(recipe), end="")
     refuse_used(Path(recipe.output))
     location = locate(recipe.model.path)
+    check_start(recipe)
     on = f" on {location.base}" if location.adapter else ""
     print(f"# model: {location.adapter or location.base}{on}")
     for section in ("reference", "critic"):

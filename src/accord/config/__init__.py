@@ -1,5 +1,15 @@
 """Recipes as validated data. Nothing here imports torch, so a typo costs a tenth of a second and not a model load."""
 
+from accord.config.adapter import (
+    METHODS,
+    AdaLoraConfig,
+    AdapterConfig,
+    IA3Config,
+    LoraConfig,
+    PrefixConfig,
+    PromptConfig,
+    PTuningConfig,
+)
 from accord.config.algorithm import (
     GRPOConfig,
     KLConfig,
@@ -12,7 +22,7 @@ from accord.config.algorithm import (
 )
 from accord.config.base import Section, build, dump, load, merge, parse_overrides
 from accord.config.data import DataConfig
-from accord.config.model import CriticConfig, LoraConfig, ModelConfig, ReferenceConfig
+from accord.config.model import CriticConfig, ModelConfig, ReferenceConfig
 from accord.config.recipe import (
     RECIPES,
     GRPORecipe,
@@ -29,18 +39,25 @@ from accord.config.rollout import RolloutConfig
 from accord.config.train import ExampleTrain, PlacementConfig, RolloutTrain, TrainConfig
 
 __all__ = [
+    "METHODS",
     "RECIPES",
+    "AdaLoraConfig",
+    "AdapterConfig",
     "CriticConfig",
     "DataConfig",
     "ExampleTrain",
     "GRPOConfig",
     "GRPORecipe",
+    "IA3Config",
     "KLConfig",
     "LoraConfig",
     "ModelConfig",
     "PPOConfig",
     "PPORecipe",
+    "PTuningConfig",
     "PlacementConfig",
+    "PrefixConfig",
+    "PromptConfig",
     "RLOOConfig",
     "RLOORecipe",
     "Recipe",

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from accord.config.adapter import METHODS, AdapterConfig, LoraConfig, check_steps, method_of
 from accord.config.algorithm import (
     AlgorithmConfig,
     GRPOConfig,
@@ -17,7 +18,7 @@ from accord.config.algorithm import (
 )
 from accord.config.base import Section
 from accord.config.data import DataConfig
-from accord.config.model import CriticConfig, LoraConfig, ModelConfig, ReferenceConfig
+from accord.config.model import CriticConfig, ModelConfig, ReferenceConfig
 from accord.config.reward import RewardTerm
 from accord.config.rollout import RolloutConfig
 from accord.config.train import ExampleTrain, PlacementConfig, RolloutTrain, TrainConfig
@@ -38,7 +39,7 @@ class Recipe(Section):
     full_learning_rate: ClassVar[float]
 
     model: ModelConfig
-    adapter: LoraConfig | None = LoraConfig()
+    adapter: AdapterConfig | None = LoraConfig()
     """The adapter that learns; `null` trains all weights."""
     data: DataConfig
     algorithm: AlgorithmConfig
@@ -58,9 +59,17 @@ class Recipe(Section):
         train = _given(value.get("train"))
         if not isinstance(train, dict) or train.get("learning_rate") is not None:
             return value
-        full = "adapter" in value and value["adapter"] is None
-        rate = cls.full_learning_rate if full else cls.adapter_learning_rate
+        if "adapter" in value and value["adapter"] is None:
+            rate = cls.full_learning_rate
+        else:
+            method = METHODS.get(method_of(value.get("adapter", {})) or "")
+            rate = float(f"{cls.adapter_learning_rate * (method.learning_rate_factor if method else 1.0):.3g}")
         return {**value, "train": {**train, "learning_rate": rate}}
+
+    @model_validator(mode="after")
+    def _adapter_fits(self) -> Self:
+        check_steps(self.adapter, self.train, self.algorithm)
+        return self
 
     def warnings(self) -> list[str]:
         """Settings that run, but seldom do what is wanted."""

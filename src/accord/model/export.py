@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from accord.model.adapters import SCORE
 from accord.model.loading import distinct_padding, quiet_progress
 from accord.model.roles import Roles
 
@@ -29,7 +30,7 @@ def save_scorer(roles: Roles, folder: Path) -> None:
     tokenizer = copy.deepcopy(roles.tokenizer)
     padding = distinct_padding(tokenizer)
     if role.adapter is not None:
-        roles.adapters.save(role.adapter, folder, head=role.score_head.weight)
+        roles.adapters.save(role.adapter, folder, "SEQ_CLS", {SCORE: role.score_head.weight})
     else:
         _save_model(as_classifier(roles.model, role.score_head.weight, padding), folder)
     tokenizer.save_pretrained(folder)

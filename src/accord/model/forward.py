@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from accord.batch import TokenBatch
 from accord.model.attention import packed_arguments
 from accord.model.heads import ScalarHead
+from accord.model.prompts import KeyStore, VirtualTokens
 from accord.ops.logprobs import token_logprobs
 
 
@@ -26,6 +27,8 @@ class Role:
     """Adapter on the shared base; `None` with `shared` means adapters off."""
     shared: bool = True
     """Whether the trunk is the shared base, whose adapters have to be switched."""
+    prompt: VirtualTokens | None = None
+    """Virtual tokens of the adapter, if it is of that kind."""
     value_head: ScalarHead | None = None
     """Hidden states -> values of states; for the critic."""
     score_head: ScalarHead | None = None
@@ -84,9 +87,19 @@ def forward(
     return Outputs(logprobs_T, entropies_T, values_T, scores_N)
 
 
-def hidden_states(role: Role, batch: TokenBatch) -> Tensor:
-    """Last hidden states [T, H] of a packed batch, in the trunk's type."""
-    return role.trunk(**packed_arguments(batch)).last_hidden_state[0]
+def hidden_states(role: Role, batch: TokenBatch, store: KeyStore | None = None) -> Tensor:
+    """Last hidden states [T, H] of a packed batch, in the trunk's type.
+
+    Args:
+        role: its adapter must be active.
+        batch: packed sequences.
+        store: takes the keys and values, those of virtual tokens included.
+    """
+    if role.prompt is None:
+        arguments = packed_arguments(batch) | ({} if store is None else {"past_key_values": store})
+        return role.trunk(**arguments).last_hidden_state[0]
+    hidden_TH = role.trunk(**role.prompt.arguments(role.trunk, batch, store)).last_hidden_state[0]
+    return hidden_TH[role.prompt.places(batch).own_T]
 
 
 def _spread(values_K: Tensor, targets_K: Tensor, batch: TokenBatch) -> Tensor:

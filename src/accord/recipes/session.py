@@ -13,7 +13,7 @@ from accord.data import EncodedPrompt
 from accord.errors import ConfigError, DataError, RewardError
 from accord.model.device import choose_device
 from accord.model.export import save_policy
-from accord.recipes.build import check_context, open_model
+from accord.recipes.build import check_context, check_start, open_model
 from accord.recipes.ppo import make_algorithm
 from accord.recipes.rollouts import add_roles, make_sampling
 from accord.rewards.protocol import checked_scores, describe
@@ -54,6 +54,7 @@ class PPO:
             raise ConfigError(
                 "a session runs in one process (placement.type: local); `accord ppo` and accord.train run under torchrun"
             )
+        check_start(recipe)
         device = choose_device(recipe.placement)
         self.roles, self.encoder = open_model(recipe.model, recipe.adapter, device, recipe.seed)
         self.scorer = add_roles(recipe, self.roles)

@@ -34,6 +34,7 @@ class Learner:
     ) -> None:
         self.roles, self.algorithm, self.config, self.total_steps = roles, algorithm, config, total_steps
         self.ranks = ranks or Ranks()
+        roles.plan(total_steps)
         self.weights: dict[str, nn.Parameter] = {
             f"{name}.{key}": weight for name in roles.roles for key, weight in roles.trainable(name).items()
         }
@@ -62,6 +63,7 @@ class Learner:
                 group["lr"] = rate
             self.optimizer.step()
             metrics["optim/learning_rate"] = rate
+        metrics |= self.roles.adapters.after_step(self.steps + 1)
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
         metrics["ppo/steps_skipped" if reason else "optim/steps_taken"] = 1.0
@@ -89,6 +91,8 @@ class Learner:
                         totals[name] = value
                     else:
                         totals[name] = torch.maximum(old, value) if name.endswith("_max") else old + value
+            if not update.heads_only:  # once a step, whatever the split into micro-batches and ranks
+                totals |= self.roles.adapters.backward_penalty(role.adapter, self.ranks.size)
         return {
             name: float(self.ranks.max(value) if name.endswith("_max") else self.ranks.sum(value))
             for name, value in totals.items()
@@ -120,7 +124,7 @@ class Learner:
         for name, weight in self.weights.items():
             for key, value in self.optimizer.state.get(weight, {}).items():
                 result[f"optimizer/{key}/{name}"] = value
-        return result
+        return result | {f"adapters/{key}": value for key, value in self.roles.adapters.tensors().items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor], steps: int) -> None:
         """Take over what `tensors` gave.
@@ -129,17 +133,20 @@ class Learner:
             KeyError: a weight is missing; the checkpoint is of another recipe.
         """
         state: dict[nn.Parameter, dict[str, Any]] = {}
-        by_name = {}
+        by_name, adapters = {}, {}
         for name, weight in self.weights.items():
             weight.data.copy_(tensors[f"weight/{name}"])
             by_name[name] = weight
         for key, value in tensors.items():
             kind, _, rest = key.partition("/")
+            if kind == "adapters":
+                adapters[rest] = value
             if kind == "optimizer":
                 entry, _, name = rest.partition("/")
                 weight = by_name[name]
                 moved = value.clone() if entry == "step" else value.to(weight.device, copy=True)
                 state.setdefault(weight, {})[entry] = moved
+        self.roles.adapters.load_tensors(adapters)
         self.optimizer.state.clear()
         for weight, entries in state.items():
             self.optimizer.state[weight] = entries
