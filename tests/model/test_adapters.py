@@ -15,7 +15,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from accord.config import LoraConfig
 from accord.errors import ConfigError, ModelError
 from accord.model.adapters import AdapterSet, merge
+from accord.model.export import save_policy
 from accord.model.methods import peft_config
+from model.kinds import KINDS, VIRTUAL, plain_policy
 
 
 def lora_config(config: LoraConfig) -> peft.PeftConfig:
@@ -161,6 +163,33 @@ def test_merge_equals_the_adapter(policy_adapter: Path, plain, tmp_path: Path) -
     half = load_file(merge(policy_adapter, tmp_path / "half", torch.bfloat16) / "model.safetensors")
     assert set(half) == set(whole)
     assert all(torch.equal(half[name], tensor.to(torch.bfloat16)) for name, tensor in whole.items()), "added in float32"
+
+
+@pytest.mark.parametrize("of", ["llama_grouped", "gpt2"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in VIRTUAL])
+def test_merge_equals_the_adapter_of_each_kind(
+    kind, of, model_folder, make_roles, plain, shake, tmp_path: Path
+) -> None:
+    roles = make_roles(model_folder(of), KINDS[kind])
+    roles.add_policy()
+    shake(roles.trainable("policy").values(), 0.2)
+    save_policy(roles, tmp_path / "adapter")
+    wanted = plain_policy(tmp_path / "adapter", model_folder(of))(IDS).logits
+    got = AutoModelForCausalLM.from_pretrained(merge(tmp_path / "adapter", tmp_path / "m", torch.float32))(IDS).logits
+    torch.testing.assert_close(got, wanted, atol=2e-5, rtol=1e-4)
+    assert (got - plain(model_folder(of))(IDS).logits).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("kind", VIRTUAL)
+def test_virtual_tokens_cannot_be_folded_in(kind, model_folder, make_roles, tmp_path: Path) -> None:
+    roles = make_roles(model_folder("llama"), KINDS[kind])
+    roles.add_policy()
+    save_policy(roles, tmp_path / "adapter")
+    with pytest.raises(
+        ModelError, match=rf"is a {KINDS[kind].method} adapter: .* cannot be folded into them; use it as it is"
+    ):
+        merge(tmp_path / "adapter", tmp_path / "m", torch.float32)
+    assert not (tmp_path / "m").exists()
 
 
 def test_merge_of_a_reward_adapter_is_a_classifier(reward_adapter: Path, tmp_path: Path) -> None:

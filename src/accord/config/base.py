@@ -83,10 +83,13 @@ def _is_option(word: str) -> bool:
 
 
 def _scalar(text: str) -> Any:
-    """YAML, and also `1e-5`, which YAML 1.1 takes for a string; what is not YAML (`a: b: c`) stays text."""
+    """YAML, and also `1e-5`, which YAML 1.1 takes for a string; what is not YAML (`a: b: c`) stays text, and so does what would
+    be a mapping without braces (`Sentiment:`)."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
+        return text
+    if isinstance(value, dict) and not text.lstrip().startswith("{"):
         return text
     if isinstance(value, str):
         try:

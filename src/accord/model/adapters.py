@@ -64,12 +64,16 @@ class AdapterSet:
             ConfigError: no module of the model has a name that the adapter targets, or its architecture is not known.
         """
         try:
-            with warnings.catch_warnings():
-                # True of every adapter after the first, and of what each method does with GPT-2's transposed layers.
-                for known in (".*modify a model with PEFT for a second time", ".*fan_in_fan_out is set to"):
-                    warnings.filterwarnings("ignore", message=known)
+            with _expected():
                 self._add(name, config)
         except ValueError as error:
+            if "Please specify `target_modules`" in str(error):
+                kind = self.model.config.model_type
+                method = METHOD_OF[str(config.peft_type.value)]  # type: ignore[union-attr]
+                raise ConfigError(
+                    f"adapter.targets: peft has no table of {method}'s targets for {kind}, so they cannot be chosen by the "
+                    "architecture; give adapter.targets and adapter.feedforward (module names such as k_proj, v_proj, down_proj)"
+                ) from error
             raise ConfigError(f"adapter.targets: {error}") from error
         config.base_model_name_or_path = self.base_path
         self._switch(*self._now)
@@ -149,8 +153,11 @@ class AdapterSet:
             state = self.prompts[source].prompt_encoder[source].state_dict()
             self.prompts[target].prompt_encoder[target].load_state_dict(state)
             return
-        tensors = peft.get_peft_model_state_dict(self._holder(source), adapter_name=source, save_embedding_layers=False)
-        peft.set_peft_model_state_dict(self._holder(target), tensors, adapter_name=target)
+        with _expected():
+            tensors = peft.get_peft_model_state_dict(
+                self._holder(source), adapter_name=source, save_embedding_layers=False
+            )
+            peft.set_peft_model_state_dict(self._holder(target), tensors, adapter_name=target)
         self._switch(*self._now)
 
     def _holder(self, name: str) -> peft.PeftModel:
@@ -276,7 +283,8 @@ class AdapterSet:
         live: Any = holder.peft_config[name]
         if name in self.budgets:
             live.rank_pattern = self.budgets[name].kept()
-        tensors = peft.get_peft_model_state_dict(holder, adapter_name=name, save_embedding_layers=False)
+        with _expected():
+            tensors = peft.get_peft_model_state_dict(holder, adapter_name=name, save_embedding_layers=False)
         config = self._config(name)
         config.base_model_name_or_path, config.inference_mode = self.base_path, True
         if name in self.budgets:
@@ -289,6 +297,23 @@ class AdapterSet:
         folder.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(str(folder))
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, folder / WEIGHTS)
+
+
+EXPECTED = (
+    "You are trying to modify a model with PEFT for a second time",  # every adapter after the first
+    "fan_in_fan_out is set to",  # GPT-2's transposed layers, which peft then treats as they are
+    r"Adapter '.*': \d+ LoRA tensor\(s\) have invalid shape",  # a matrix that AdaLoRA left no rank
+    "The following rank_pattern keys did not match",  # peft compares AdaLoRA's names as if they were LoRA's
+)
+
+
+@contextmanager
+def _expected() -> Iterator[None]:
+    """Without peft's warnings about what is meant here."""
+    with warnings.catch_warnings():
+        for message in EXPECTED:
+            warnings.filterwarnings("ignore", message=message)
+        yield
 
 
 def _is_factor(key: str) -> bool:
