@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from accord.batch import TokenBatch
-from accord.config import CriticConfig, ReferenceConfig
+from accord.config import CriticConfig, ModelConfig, ReferenceConfig
 from accord.model.export import save_policy, save_scorer
 from accord.model.forward import forward
 from accord.model.methods import peft_config
@@ -165,13 +165,27 @@ def test_training_goes_on_from_a_saved_adapter(kind, model_folder, make_roles, b
 
 
 @pytest.mark.parametrize("kind", ONE_EACH)
-def test_the_seed_decides_how_an_adapter_starts(kind, model_folder, make_roles):
-    def start(seed: int) -> list[torch.Tensor]:
-        roles = make_roles(model_folder("llama"))  # sets the generator
-        roles = None  # noqa: F841
-        torch.manual_seed(seed)
-        from accord.config import ModelConfig
+def test_only_the_active_adapter_that_trains_takes_gradients(kind, model_folder, make_roles, batch):
+    roles = make_roles(model_folder("llama"), KINDS[kind])
+    roles.add_policy()
+    roles.add_reference(ReferenceConfig())
+    roles.add_critic(CriticConfig(source="adapter"))
+    with roles.use("policy", train=True) as role:
+        forward(role, batch).logprobs_T.sum().backward()
+        assert all(p.requires_grad for p in roles.adapters.parameters("policy").values())
+        for other in ("critic", "start"):
+            assert not any(p.requires_grad or p.grad is not None for p in roles.adapters.parameters(other).values())
+    with roles.use("critic", train=True):
+        assert not any(p.requires_grad for p in roles.adapters.parameters("policy").values())
+    with roles.use("policy"):
+        assert not any(p.requires_grad for p in roles.adapters.parameters("policy").values())
+    assert not any(p.requires_grad for p in roles.model.parameters())
 
+
+@pytest.mark.parametrize("kind", ONE_EACH)
+def test_the_seed_decides_how_an_adapter_starts(kind, model_folder):
+    def start(seed: int) -> list[torch.Tensor]:
+        torch.manual_seed(seed)
         fresh = Roles(ModelConfig(path=str(model_folder("llama"))), KINDS[kind], torch.device("cpu"))
         fresh.add_policy()
         return [p.detach().clone() for p in fresh.trainable("policy").values()]

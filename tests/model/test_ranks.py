@@ -8,9 +8,10 @@ import peft
 import pytest
 import torch
 
-from accord.config import AdaLoraConfig
+from accord.config import AdaLoraConfig, CriticConfig
 from accord.errors import ConfigError
 from accord.model.methods import peft_config
+from model.kinds import KINDS
 
 CONFIG = AdaLoraConfig(init_r=4, target_r=2, alpha=8, warmup=2, final=3, every=2)
 STEPS = 12
@@ -110,8 +111,6 @@ def test_ranks_that_grew_again_between_prunings_are_saved(model_folder, make_rol
 
 
 def test_two_adapters_of_one_base_are_pruned_by_themselves(model_folder, make_roles, shake):
-    from accord.config import CriticConfig
-
     roles = make_roles(model_folder("llama"), CONFIG)
     roles.add_policy()
     roles.add_critic(CriticConfig(source="adapter"))
@@ -130,3 +129,31 @@ def test_a_run_too_short_is_refused(model_folder, make_roles):
     roles.add_policy()
     with pytest.raises(ConfigError, match="leave none of the run's 4 optimiser steps"):
         roles.plan(4)
+
+
+def test_each_rank_adds_its_share_of_the_penalty(model_folder, make_roles):
+    """Gradients of processes are added up, so two halves make the whole."""
+    roles = make_roles(model_folder("llama"), CONFIG)
+    roles.add_policy()
+    roles.plan(STEPS)
+    gradients = []
+    for ranks in (1, 2):
+        with roles.use("policy", train=True):
+            metric = roles.adapters.backward_penalty("policy", ranks)["adapter/orthogonality"]
+        weights = roles.trainable("policy")
+        gradients.append((metric, {key: w.grad.clone() for key, w in weights.items() if w.grad is not None}))
+        for weight in weights.values():
+            weight.grad = None
+    (whole, one), (half, other) = gradients
+    torch.testing.assert_close(whole, 2 * half)
+    assert one.keys() == other.keys() and one and all("lora_E" not in key for key in one)
+    for key in one:
+        torch.testing.assert_close(one[key], 2 * other[key])
+
+
+def test_an_adapter_without_a_penalty_adds_nothing(model_folder, make_roles):
+    roles = make_roles(model_folder("llama"), KINDS["lora"])
+    roles.add_policy()
+    roles.plan(STEPS)
+    assert roles.adapters.backward_penalty("policy", 1) == {} == roles.adapters.after_step(1)
+    assert roles.adapters.backward_penalty(None, 1) == {} == roles.adapters.tensors()

@@ -43,6 +43,13 @@ for number, recipe in enumerate(sys.argv[2:]):
 
 KINDS = {
     "sft": ("sft", {"train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3}}),
+    "adalora": (
+        "sft",
+        {
+            "adapter": {"method": "adalora", "init_r": 3, "target_r": 2, "final": 1},
+            "train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3},
+        },
+    ),
     "reward": ("reward", {"train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3}}),
     "ppo": (
         "ppo",
@@ -57,7 +64,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def runs(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tuple[Run, Run]]]:
-    """Each kind once in this process and once on two ranks; all three in one torchrun, which saves two starts."""
+    """Each kind once in this process and once on two ranks; all in one torchrun, which saves two starts."""
     root = tmp_path_factory.mktemp("ranks")
     script, files, singles = root / "rank.py", [], {}
     script.write_text(RANK)
