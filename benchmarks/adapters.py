@@ -3,7 +3,7 @@
     python benchmarks/adapters.py MODEL DATA OUTPUT [KIND ...]
 
 MODEL: folder of SmolLM2-135M-Instruct, or of another causal model; DATA: folder with `movie_reviews/movie_reviews.zip`; OUTPUT:
-folder of the runs. The task: tell from a review's last 24 words whether it is positive or negative, as a word. Each kind runs in
+folder of the runs. The task: tell from a review's last 16 words whether it is positive or negative, as a word. Each kind runs in
 a process of its own with its method's default learning rate, so its memory is its own. With KINDS only those run (again), and
 the others' results are kept. Writes results/adapters.json and results/adapters.md beside this file.
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-STEPS, ROWS_A_STEP, HELD_OUT, WORDS = 20, 8, 32, 24
+STEPS, ROWS_A_STEP, HELD_OUT, WORDS = 16, 6, 24, 16
 KINDS: dict[str, dict[str, Any]] = {
     "LoRA, r 16": {"method": "lora"},
     "LoRA, r 16, rank-stabilised": {"method": "lora", "rslora": True},

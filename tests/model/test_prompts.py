@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import peft
@@ -10,6 +11,7 @@ import torch
 
 from accord.batch import TokenBatch
 from accord.config import CriticConfig, ModelConfig, ReferenceConfig
+from accord.errors import ModelError
 from accord.model.export import save_policy, save_scorer
 from accord.model.forward import forward
 from accord.model.methods import peft_config
@@ -219,3 +221,40 @@ def test_dropout_of_an_encoder_is_off_unless_asked_for(kind, model_folder, make_
     assert torch.equal(moved, still) == (kind != "ptuning_lstm")
     roles.train_mode(False)
     assert torch.equal(policy_logprobs(roles, batch), still)
+
+
+@pytest.mark.parametrize("kind", ["prompt", "prefix", "ptuning"])
+def test_virtual_tokens_on_a_base_of_their_own(
+    kind, model_folder, make_roles, ids, batch, shake, tmp_path, monkeypatch
+):
+    """As another reference, and as the reward model of a policy whose weights all learn; not as a critic of that kind."""
+    folder = model_folder("llama_grouped")
+    save_policy(trained(make_roles, folder, kind, shake), tmp_path / "policy")
+    scorer = make_roles(folder, KINDS[kind])
+    scorer.add_scorer()
+    shake(scorer.trainable("reward").values(), 0.2)
+    save_scorer(scorer, tmp_path / "reward")
+
+    roles = make_roles(folder, None)
+    roles.add_policy()
+    roles.add_reference(ReferenceConfig(source="model", path=str(tmp_path / "policy")))
+    roles.add_reward(str(tmp_path / "reward"))
+    with torch.no_grad():
+        wanted = plain_logprobs(plain_policy(tmp_path / "policy", folder), ids) * batch.target_mask_T
+        plain = plain_scorer(tmp_path / "reward", folder)
+        scores = torch.cat([plain(input_ids=torch.tensor([sequence])).logits[0] for sequence in ids])
+    torch.testing.assert_close(policy_logprobs(roles, batch, "reference"), wanted, atol=3e-5, rtol=1e-5)
+    torch.testing.assert_close(Scorer(roles, 20).sequence_scores("reward", batch), scores, atol=3e-5, rtol=1e-5)
+    assert roles.trainable("reference") == {} == roles.trainable("reward")
+
+    monkeypatch.setattr("accord.model.roles.load_weights", None)  # refused before anything is loaded
+    with pytest.raises(ModelError, match=r"cannot be folded into them; a critic whose .* critic.source: adapter"):
+        roles.add_critic(CriticConfig(source="model", path=str(tmp_path / "reward")))
+
+
+def test_an_encoder_that_does_not_fit_is_refused(model_folder, make_roles, shake, tmp_path):
+    save_policy(trained(make_roles, model_folder("llama"), "prefix", shake), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"num_virtual_tokens": 5}))
+    with pytest.raises(ModelError, match="does not fit its base"):
+        make_roles(tmp_path, KINDS["prefix"])

@@ -81,6 +81,9 @@ class AdapterSet:
 
     def _add(self, name: str, config: peft.PeftConfig) -> None:
         if config.is_prompt_learning:
+            config.task_type = (
+                "FEATURE_EXTRACTION"  # peft's class without a head, over a causal model and a classifier alike
+            )
             self.prompts[name] = peft.get_peft_model(self.model, config, adapter_name=name).eval()
             return
         if self.wrapped is None:
