@@ -70,8 +70,10 @@ def test_packed_equals_plain_peft_one_by_one(kind, family, model_folder, make_ro
         torch.testing.assert_close(parts, wanted, atol=3e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("of", ["llama_grouped", "gpt2", "mistral"])
+@pytest.mark.parametrize(
+    ("kind", "of"),
+    [(kind, "llama_grouped") for kind in KINDS] + [(kind, of) for kind in ONE_EACH for of in ("gpt2", "mistral")],
+)
 def test_gradients_equal_plain_peft_one_by_one(kind, of, model_folder, make_roles, everything, ids, shake, plain):
     folder = model_folder(of)
     roles = trained(make_roles, folder, kind, shake)
@@ -93,8 +95,11 @@ def test_gradients_equal_plain_peft_one_by_one(kind, of, model_folder, make_role
     assert not any(p.grad is not None for key, p in roles.model.named_parameters() if ".policy" not in key)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("of", ["llama_grouped", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize(
+    ("kind", "of"),
+    [(kind, "llama_grouped") for kind in KINDS]
+    + [(kind, of) for kind in ("prompt", "prefix") for of in ("gpt2", "gpt_neox")],
+)
 def test_a_reward_model_of_each_kind_scores_as_plain_peft_does(
     kind, of, model_folder, make_roles, ids, shake, tmp_path
 ):

@@ -70,8 +70,10 @@ def test_reward_learns_and_is_a_classifier_in_plain_peft(kind, base, tmp_path):
     assert ppo.metrics[0]["objective/kl"] == 0.0 and "env/reward/run" in ppo.metrics[0]
 
 
-@pytest.mark.parametrize("kind", ADAPTERS)
-@pytest.mark.parametrize("recipe", ["ppo", "grpo"])
+@pytest.mark.parametrize(
+    ("recipe", "kind"),
+    [("ppo", kind) for kind in ADAPTERS] + [("grpo", k) for k in ("adalora", "ia3", "prompt", "prefix")],
+)
 def test_rl_starts_at_a_kl_of_0_and_a_ratio_of_1(recipe, kind, base, tmp_path):
     """Invariant 2, and the sampler agrees with the trainer."""
     over = {"adapter": ADAPTERS[kind], "algorithm": {"epochs": 1, "minibatches": 1}}
@@ -88,8 +90,10 @@ class Killed(BaseException):
     """Stands for a process that is no more."""
 
 
-@pytest.mark.parametrize("kind", ADAPTERS)
-@pytest.mark.parametrize("recipe", ["sft", "ppo"])
+@pytest.mark.parametrize(
+    ("recipe", "kind"),
+    [("sft", kind) for kind in ADAPTERS] + [("ppo", k) for k in ("adalora", "prefix", "ptuning_lstm")],
+)
 def test_resumed_equals_uninterrupted(recipe, kind, base, tmp_path, monkeypatch):
     """Invariant 4: rows and weights, bit for bit; AdaLoRA's importance and ranks are part of the state."""
     length = {"steps": 5} if recipe == "sft" else {"iterations": 4}

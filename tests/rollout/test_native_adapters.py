@@ -37,9 +37,10 @@ def trained(folder, kind: str, shake) -> Roles:
     return roles
 
 
+@pytest.mark.parametrize("of", ["llama_grouped", "mistral", "gpt2", "gpt_neox"])
 @pytest.mark.parametrize("kind", ONE_EACH)
-def test_greedy_equals_plain_peft_token_for_token(kind, family, model_folder, requests_, shake, tmp_path) -> None:
-    folder = model_folder(family)
+def test_greedy_equals_plain_peft_token_for_token(kind, of, model_folder, requests_, shake, tmp_path) -> None:
+    folder = model_folder(of)
     roles = trained(folder, kind, shake)
     save_policy(roles, tmp_path)
     plain = plain_policy(tmp_path, folder)
@@ -58,8 +59,9 @@ def test_greedy_equals_plain_peft_token_for_token(kind, family, model_folder, re
         assert [completion.token_ids for completion in done] == wanted
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("of", ["llama_grouped", "mistral", "gpt2"])
+@pytest.mark.parametrize(
+    ("kind", "of"), [(kind, "llama_grouped") for kind in KINDS] + [(kind, "mistral") for kind in ("prompt", "prefix")]
+)
 def test_sampler_logprobs_are_the_learner_s(kind, of, model_folder, requests_, shake) -> None:
     roles = trained(model_folder(of), kind, shake)
     sampling = Sampling(NEW, stop_ids=frozenset(range(40, 60)))

@@ -131,7 +131,7 @@ class Roles:
             self.roles["reference"] = Role("reference", trunk_of(frozen), frozen.get_output_embeddings(), shared=False)
         else:
             adapter = START if self.location.adapter is not None else None
-            if adapter is None and "policy" in self.adapters.prompts:
+            if adapter is None and not self.adapter_config.mergeable:
                 self.adapters.copy("policy", START)
                 adapter = START
             prompt = self.adapters.prompt(adapter)
