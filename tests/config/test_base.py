@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 
-from accord.config import RECIPES, PPORecipe, SFTRecipe, build, dump, load, merge, parse_overrides
+from accord.config import METHODS, RECIPES, PPORecipe, SFTRecipe, build, dump, load, merge, parse_overrides
 from accord.config.base import sections_in
 from accord.errors import ConfigError
 
@@ -58,7 +58,11 @@ def test_missing_sections_are_named():
 
 def test_sections_in_looks_through_unions_and_lists():
     names = {key: [s.__name__ for s in sections_in(f.annotation)] for key, f in PPORecipe.model_fields.items()}
-    assert names["adapter"] == ["LoraConfig"] and names["reward"] == ["RewardTerm"] and names["output"] == []
+    assert (
+        names["adapter"] == [section.__name__ for section in METHODS.values()]
+        and names["reward"] == ["RewardTerm"]
+        and names["output"] == []
+    )
 
 
 # --- layers ----------------------------------------------------------------------------------------------------------

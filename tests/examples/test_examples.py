@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from accord.cli import COMMANDS
-from accord.config import RECIPES, PPORecipe, build, dump, load, parse_overrides
+from accord.config import METHODS, RECIPES, PPORecipe, build, dump, load, parse_overrides
 from accord.rewards import FunctionReward
 from accord.rewards.function import load_function
 from accord.types import Rollout
@@ -222,3 +222,14 @@ def leaves(section: dict[str, Any]) -> Iterator[str]:
             yield from (f"{key}.{below}" for below in leaves(value))
         else:
             yield key
+
+
+def test_the_page_on_adapters_states_every_option_with_its_default():
+    page = (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8")
+    for method, section in METHODS.items():
+        part = page.split(f"(`{method}`)\n", 1)[1].split("\n## ", 1)[0]
+        stated = dict(re.findall(r"^\| `adapter\.(\w+)` \| `?([^|`]+?)`? \|", part, re.MULTILINE))
+        actual = {name: field.default for name, field in section.model_fields.items() if name != "method"}
+        assert {name: yaml.safe_load(text) for name, text in stated.items()} == actual, method
+        rate = f"| `{method}` | {section.learning_rate_factor:g} |"
+        assert rate in page, f"the page does not say {rate}"

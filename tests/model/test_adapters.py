@@ -14,7 +14,15 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from accord.config import LoraConfig
 from accord.errors import ConfigError, ModelError
-from accord.model.adapters import AdapterSet, lora_config, merge
+from accord.model.adapters import AdapterSet, merge
+from accord.model.export import save_policy
+from accord.model.methods import peft_config
+from model.kinds import KINDS, VIRTUAL, plain_policy
+
+
+def lora_config(config: LoraConfig) -> peft.PeftConfig:
+    return peft_config(config, "no tokenizer is read")
+
 
 IDS = torch.tensor([[5, 80, 9, 200, 31, 7]])
 
@@ -104,12 +112,13 @@ def test_what_is_saved_is_loaded_again_exactly(adapters: AdapterSet, plain, tmp_
     shake(adapters.parameters("two").values())
     adapters.save("two", tmp_path / "bare")
     head = torch.randn(1, 32)
-    adapters.save("two", tmp_path / "headed", head=head)
+    adapters.save("two", tmp_path / "headed", "SEQ_CLS", {"score.weight": head})
     with adapters.active("two", trains=False):
         wanted = logits(adapters)
     fresh = AdapterSet(plain(Path(adapters.base_path)), adapters.base_path)
-    assert fresh.load("x", tmp_path / "bare") is None
-    assert torch.equal(fresh.load("y", tmp_path / "headed"), head)
+    assert fresh.load("x", tmp_path / "bare") == {}
+    loaded = fresh.load("y", tmp_path / "headed")
+    assert set(loaded) == {"score.weight"} and torch.equal(loaded["score.weight"], head)
     for name in ("x", "y"):
         with fresh.active(name, trains=False):
             assert torch.equal(logits(fresh), wanted)
@@ -137,10 +146,9 @@ def test_adapters_that_do_not_fit_are_refused(adapters: AdapterSet, policy_adapt
     (broken / "adapter_model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"there is no adapter_model.safetensors"):
         adapters.load("s", broken)
-    config = peft.IA3Config(target_modules=["q_proj"], feedforward_modules=[], base_model_name_or_path="x")
-    config.save_pretrained(tmp_path / "ia3")
-    with pytest.raises(ModelError, match="IA3 adapter; roles on a shared base take LoRA"):
-        adapters.load("t", tmp_path / "ia3")
+    peft.LoHaConfig(target_modules=["q_proj"], base_model_name_or_path="x").save_pretrained(tmp_path / "loha")
+    with pytest.raises(ModelError, match="LOHA adapter; roles on a shared base take lora, adalora, ia3, prompt"):
+        adapters.load("t", tmp_path / "loha")
 
 
 def test_merge_equals_the_adapter(policy_adapter: Path, plain, tmp_path: Path) -> None:
@@ -155,6 +163,33 @@ def test_merge_equals_the_adapter(policy_adapter: Path, plain, tmp_path: Path) -
     half = load_file(merge(policy_adapter, tmp_path / "half", torch.bfloat16) / "model.safetensors")
     assert set(half) == set(whole)
     assert all(torch.equal(half[name], tensor.to(torch.bfloat16)) for name, tensor in whole.items()), "added in float32"
+
+
+@pytest.mark.parametrize("of", ["llama_grouped", "gpt2"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in VIRTUAL])
+def test_merge_equals_the_adapter_of_each_kind(
+    kind, of, model_folder, make_roles, plain, shake, tmp_path: Path
+) -> None:
+    roles = make_roles(model_folder(of), KINDS[kind])
+    roles.add_policy()
+    shake(roles.trainable("policy").values(), 0.2)
+    save_policy(roles, tmp_path / "adapter")
+    wanted = plain_policy(tmp_path / "adapter", model_folder(of))(IDS).logits
+    got = AutoModelForCausalLM.from_pretrained(merge(tmp_path / "adapter", tmp_path / "m", torch.float32))(IDS).logits
+    torch.testing.assert_close(got, wanted, atol=2e-5, rtol=1e-4)
+    assert (got - plain(model_folder(of))(IDS).logits).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("kind", VIRTUAL)
+def test_virtual_tokens_cannot_be_folded_in(kind, model_folder, make_roles, tmp_path: Path) -> None:
+    roles = make_roles(model_folder("llama"), KINDS[kind])
+    roles.add_policy()
+    save_policy(roles, tmp_path / "adapter")
+    with pytest.raises(
+        ModelError, match=rf"is a {KINDS[kind].method} adapter: .* cannot be folded into them; use it as it is"
+    ):
+        merge(tmp_path / "adapter", tmp_path / "m", torch.float32)
+    assert not (tmp_path / "m").exists()
 
 
 def test_merge_of_a_reward_adapter_is_a_classifier(reward_adapter: Path, tmp_path: Path) -> None:

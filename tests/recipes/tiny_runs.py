@@ -93,7 +93,7 @@ def recipe_dict(kind: str, model: Path | str, folder: Path, over: Mapping[str, A
     folder.mkdir(parents=True, exist_ok=True)
     base: dict[str, Any] = {
         "model": {"path": str(model)},
-        "adapter": {"r": 4, "alpha": 8},
+        "adapter": {} if "method" in ((over or {}).get("adapter") or {}) else {"r": 4, "alpha": 8},
         "data": {"path": write_rows(folder / f"{kind}.jsonl", ROWS[kind]()), "max_tokens": 64},
         "algorithm": {"type": kind},
         "train": {"batch_size": 4, "learning_rate": 3e-3, "checkpoint_every": 1},

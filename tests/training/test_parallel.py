@@ -43,6 +43,13 @@ for number, recipe in enumerate(sys.argv[2:]):
 
 KINDS = {
     "sft": ("sft", {"train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3}}),
+    "adalora": (
+        "sft",
+        {
+            "adapter": {"method": "adalora", "init_r": 3, "target_r": 2, "final": 1},
+            "train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3},
+        },
+    ),
     "reward": ("reward", {"train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3}}),
     "dpo": ("dpo", {"train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3}, "data": {"eval_fraction": 0.25}}),
     "dpo_aot": (

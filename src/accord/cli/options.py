@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from accord.config import Recipe, Section
-from accord.config.base import sections_in
+from accord.config.base import sections_in, tag_of
 
 WIDTH = 110
 
@@ -35,7 +35,11 @@ def recipe_help(command: str, recipe: type[Recipe]) -> str:
                 " ".join((section.__doc__ or "").split()), WIDTH - 2, initial_indent="  ", subsequent_indent="  "
             )
             index = ".0" if get_origin(field.annotation) is tuple else ""
-            lines += ["", name, *about, *_section(f"{name}{index}.", section)]
+            title, tag = [name], tag_of(section)
+            if tag is not None:  # one of several methods
+                mark = "  [default]" if tag == tag_of(type(field.default)) else ""
+                title = [f"{name}, method {tag}", f"  --{name}.method {tag}{mark}"]
+            lines += ["", *title, *about, *_section(f"{name}{index}.", section)]
     return "\n".join(lines)
 
 

@@ -55,7 +55,7 @@ def read_recipe(command: str, words: list[str], resume: bool = False) -> Recipe:
 def _dry_run(command: str, recipe: Recipe) -> int:
     """Check all that can be checked without weights, and print what would run."""
     from accord.model.loading import locate
-    from accord.recipes.build import check_training
+    from accord.recipes.build import check_start, check_training
     from accord.recipes.family import check_family
     from accord.training.run import refuse_used
 
@@ -63,6 +63,7 @@ def _dry_run(command: str, recipe: Recipe) -> int:
     check_training(recipe.train)
     refuse_used(Path(recipe.output))
     location = locate(recipe.model.source)
+    check_start(recipe)
     on = f" on {location.base}" if location.adapter else ""
     print(f"# model: {location.adapter or location.base}{on}")
     for section in ("reference", "critic"):

@@ -1,9 +1,19 @@
 """Recipes as validated data. Nothing here imports torch, so a typo costs a tenth of a second and not a model load."""
 
+from accord.config.adapter import (
+    METHODS,
+    AdaLoraConfig,
+    AdapterConfig,
+    IA3Config,
+    LoraConfig,
+    PrefixConfig,
+    PromptConfig,
+    PTuningConfig,
+)
 from accord.config.algorithm import AlgorithmConfig, KLConfig, PolicyGradient, PTXConfig, RolloutAlgorithm
 from accord.config.base import Section, build, dump, load, merge, parse_overrides
 from accord.config.data import DataConfig
-from accord.config.model import CriticConfig, LoraConfig, ModelConfig, ReferenceConfig
+from accord.config.model import CriticConfig, ModelConfig, ReferenceConfig
 from accord.config.optim import OptimizerConfig, ScheduleConfig
 from accord.config.recipe import ExampleRecipe, Recipe, RolloutRecipe
 from accord.config.recipes import (
@@ -57,7 +67,10 @@ from accord.config.rollout import RolloutConfig
 from accord.config.train import ExampleTrain, PlacementConfig, RolloutTrain, TrainConfig
 
 __all__ = [
+    "METHODS",
     "RECIPES",
+    "AdaLoraConfig",
+    "AdapterConfig",
     "AlgorithmConfig",
     "BCOConfig",
     "BCORecipe",
@@ -76,6 +89,7 @@ __all__ = [
     "FormatConfig",
     "GRPOConfig",
     "GRPORecipe",
+    "IA3Config",
     "JudgeConfig",
     "KLConfig",
     "KTOConfig",
@@ -90,8 +104,11 @@ __all__ = [
     "PPOConfig",
     "PPORecipe",
     "PTXConfig",
+    "PTuningConfig",
     "PlacementConfig",
     "PolicyGradient",
+    "PrefixConfig",
+    "PromptConfig",
     "RLOOConfig",
     "RLOORecipe",
     "ReMaxConfig",

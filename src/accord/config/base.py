@@ -83,10 +83,13 @@ def _is_option(word: str) -> bool:
 
 
 def _scalar(text: str) -> Any:
-    """YAML, and also `1e-5`, which YAML 1.1 takes for a string; what is not YAML (`a: b: c`) stays text."""
+    """YAML, and also `1e-5`, which YAML 1.1 takes for a string; what is not YAML (`a: b: c`) stays text, and so does what would
+    be a mapping without braces (`Sentiment:`)."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
+        return text
+    if isinstance(value, dict) and not text.lstrip().startswith("{"):
         return text
     if isinstance(value, str):
         try:
@@ -117,12 +120,24 @@ def build(recipe: type[S], *layers: Mapping[str, Any]) -> S:
     """
     merged: dict[str, Any] = {}
     for layer in layers:
-        merged = merge(merged, _spread_lists(merged, layer))
+        merged = merge(_without_other_methods(merged, layer), _spread_lists(merged, layer))
     try:
         return recipe.model_validate(merged)
     except ValidationError as error:
         lines = [_explain(recipe, detail) for detail in error.errors()]
         raise ConfigError("the recipe cannot run:\n" + "\n".join(f"  - {line}" for line in lines)) from None
+
+
+def _without_other_methods(merged: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop a section whose `method` the layer changes: `--adapter.method prefix` over a file with LoRA's keys begins anew."""
+
+    def changes(key: str) -> bool:
+        old, new = merged[key], layer.get(key)
+        if not isinstance(old, Mapping) or not isinstance(new, Mapping) or "method" not in new:
+            return False
+        return bool(new["method"] != old.get("method", "lora"))
+
+    return {key: value for key, value in merged.items() if not changes(key)}
 
 
 def _spread_lists(merged: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,10 +166,17 @@ def _changed(key: str, old: list[Any], changes: Mapping[str, Any]) -> list[Any]:
 
 
 def _explain(recipe: type[Section], detail: ErrorDetails) -> str:
-    where = ".".join(str(part) for part in detail["loc"]) or "recipe"
+    path, sections, others = _walk(recipe, detail["loc"])
+    where = ".".join(path) or "recipe"
     if detail["type"] == "extra_forbidden":
-        known = _known_keys(recipe, detail["loc"][:-1])
-        near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1, cutoff=0.5)
+        key = path[-1]
+        owners = [tag for section in others if key in section.model_fields and (tag := tag_of(section))]
+        known = [name for section in sections for name in section.model_fields]
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        if owners:
+            (mine,) = {tag_of(section) for section in sections}
+            hint = f"it belongs to method {' and '.join(owners)}, and the method here is {mine}; known keys here: "
+            return f"unknown key `{where}`: {hint}{', '.join(sorted(known))}"
         hint = f"did you mean `{near[0]}`?" if near else f"known keys here: {', '.join(sorted(known)) or 'none'}"
         return f"unknown key `{where}`: {hint}"
     message = detail["msg"].removeprefix("Value error, ")
@@ -163,14 +185,31 @@ def _explain(recipe: type[Section], detail: ErrorDetails) -> str:
     return f"{where}: {message} (given: {detail['input']!r})"
 
 
-def _known_keys(recipe: type[Section], path: Iterable[Any]) -> list[str]:
-    """Keys of the section that a location in a recipe points to; unions and lists are looked through."""
+def tag_of(section: type[Section]) -> str | None:
+    """The `method` that a section of a union is for."""
+    field = section.model_fields.get("method")
+    return None if field is None else str(field.default)
+
+
+def _walk(recipe: type[Section], location: Iterable[Any]) -> tuple[list[str], list[type[Section]], list[type[Section]]]:
+    """Follow a location of an error: its keys as a person writes them, the sections that hold its last key, and the sections
+    of other methods. Unions and lists are looked through; the tag of a union's member, which pydantic puts into the
+    location, chooses the member."""
+    path: list[str] = []
     current: list[type[Section]] = [recipe]
-    for part in path:
+    holders, others = current, [recipe][:0]
+    for part in location:
+        tagged = [section for section in current if tag_of(section) == part and len(current) > 1]
+        if tagged:
+            others = [section for section in current if section not in tagged]
+            current = tagged
+            continue
+        path.append(str(part))
+        holders = current
         fields = [section.model_fields[str(part)] for section in current if str(part) in section.model_fields]
         if fields:
-            current = [section for field in fields for section in sections_in(field.annotation)]
-    return [key for section in current for key in section.model_fields]
+            current, others = [section for field in fields for section in sections_in(field.annotation)], []
+    return path, holders, others
 
 
 def sections_in(annotation: Any) -> list[type[Section]]:

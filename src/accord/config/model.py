@@ -1,4 +1,4 @@
-"""Which weights a run starts from, and which adapter learns."""
+"""Which weights a run starts from."""
 
 from __future__ import annotations
 
@@ -42,28 +42,13 @@ class ModelConfig(Section):
         return self
 
 
-class LoraConfig(Section):
-    """Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685). Defaults: rank and scale of the QLoRA and TRL examples,
-    all linear layers (Dettmers et al. 2023, arXiv:2305.14314, section 4: needed to match full fine-tuning)."""
-
-    method: Literal["lora"] = "lora"
-    r: int = Field(16, ge=1)
-    """Rank of the update."""
-    alpha: float = Field(32, gt=0)
-    """Scale: the update is multiplied by alpha / r."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout on the adapter's input. Keep 0 for RL: dropout makes the ratio differ from 1 before any step."""
-    targets: str | tuple[str, ...] = "all-linear"
-    """Module names to adapt, or `all-linear` for every linear layer but the output layer."""
-
-
 class ReferenceConfig(Section):
     """What the KL divergence is measured against."""
 
     source: Literal["start", "model", "shared_layers"] = "start"
     """`start`: the policy as it was when the run began (the base with adapters off, or a frozen copy of the adapter that
-    the run started from, or a frozen copy of the weights for full fine-tuning). `model`: another model, see `path`.
-    `shared_layers`: for full fine-tuning, `start` with the lower layers held in common and frozen, see `k`."""
+    the run started from, or of fresh virtual tokens, or of the weights for full fine-tuning). `model`: another model, see
+    `path`. `shared_layers`: for full fine-tuning, `start` with the lower layers held in common and frozen, see `k`."""
     path: str | None = None
     """Folder or hub name of the reference, for `source: model`."""
     k: int | None = Field(None, ge=1)

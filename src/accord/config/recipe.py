@@ -6,10 +6,11 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from accord.config.adapter import METHODS, AdapterConfig, LoraConfig, check_steps, method_of
 from accord.config.algorithm import AlgorithmConfig, PTXConfig, RolloutAlgorithm
 from accord.config.base import Section
 from accord.config.data import DataConfig
-from accord.config.model import LoraConfig, ModelConfig, ReferenceConfig
+from accord.config.model import ModelConfig, ReferenceConfig
 from accord.config.reward import RewardTerm, refuse_same_labels
 from accord.config.rollout import RolloutConfig
 from accord.config.train import ExampleTrain, PlacementConfig, RolloutTrain, TrainConfig
@@ -32,7 +33,7 @@ class Recipe(Section):
     """Whether a value or score head learns."""
 
     model: ModelConfig
-    adapter: LoraConfig | None = LoraConfig()
+    adapter: AdapterConfig | None = LoraConfig()
     """The adapter that learns; `null` trains all weights."""
     data: DataConfig
     algorithm: AlgorithmConfig
@@ -55,9 +56,17 @@ class Recipe(Section):
         train = given(value.get("train"))
         if not isinstance(train, dict) or train.get("learning_rate") is not None:
             return value
-        full = "adapter" in value and value["adapter"] is None
-        rate = cls.full_learning_rate if full else cls.adapter_learning_rate
+        if "adapter" in value and value["adapter"] is None:
+            rate = cls.full_learning_rate
+        else:
+            method = METHODS.get(method_of(value.get("adapter", {})) or "")
+            rate = float(f"{cls.adapter_learning_rate * (method.learning_rate_factor if method else 1.0):.3g}")
         return {**value, "train": {**train, "learning_rate": rate}}
+
+    @model_validator(mode="after")
+    def _adapter_fits(self) -> Self:
+        check_steps(self.adapter, self.train, self.algorithm)
+        return self
 
     @model_validator(mode="after")
     def _rates_fit(self) -> Self:

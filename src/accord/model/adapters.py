@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import json
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import peft
 import torch
@@ -14,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from accord.config import LoraConfig, ModelConfig
+from accord.config import METHODS, AdaLoraConfig, ModelConfig
 from accord.errors import ConfigError, ModelError
 from accord.model.card import write_card
 from accord.model.loading import (
+    ADAPTER_CONFIG,
     distinct_padding,
     is_scorer,
     load_tokenizer,
@@ -26,17 +29,24 @@ from accord.model.loading import (
     quiet_progress,
     trunk_of,
 )
+from accord.model.methods import METHOD_OF
+from accord.model.prompts import VirtualTokens
+from accord.model.ranks import RankBudget
 from accord.model.score_facts import read_facts, write_facts
 
 WEIGHTS = "adapter_model.safetensors"
-HEAD_KEY = "base_model.model.score.weight"
-"""Where peft keeps the head of a sequence classifier."""
+SCORE = "score.weight"
+"""The head of a sequence classifier."""
+FACTORS = ("lora_", "ia3_")
+"""How peft's names of an adapter's weights begin."""
 
 
 class AdapterSet:
     """The adapters of one base model. At most one is active at a time, and none outside of `active`.
 
-    The base's own modules are wrapped in place by peft, so the trunk that a role holds sees whichever adapter is active.
+    Methods that change layers (LoRA, AdaLoRA, IA3) wrap the base's own modules in place, so the trunk that a role holds sees
+    whichever adapter is active; one base carries one such method, and any number of adapters of it. Methods with virtual
+    tokens leave the base alone and are kept beside it: a role passes its `prompt` to the forward pass.
     """
 
     def __init__(self, model: PreTrainedModel, base_path: str) -> None:
@@ -44,58 +54,145 @@ class AdapterSet:
         # Saved adapters name their base; a relative path would be right in one working directory only.
         self.base_path = str(Path(base_path).resolve()) if Path(base_path).exists() else base_path
         self.wrapped: peft.PeftModel | None = None
+        self.prompts: dict[str, peft.PeftModel] = {}
+        self.budgets: dict[str, RankBudget] = {}
         self._now: tuple[str | None, bool] = (None, False)
 
-    def add(self, name: str, config: peft.LoraConfig) -> None:
+    # --- adding ------------------------------------------------------------------------------------------------------
+
+    def add(self, name: str, config: peft.PeftConfig) -> None:
         """Put a fresh adapter on the base.
 
         Raises:
-            ConfigError: no module of the model has a name that the adapter targets.
+            ConfigError: no module of the model has a name that the adapter targets, or its architecture is not known.
         """
-        config.base_model_name_or_path = self.base_path
-        config.task_type = config.task_type or task_type(self.model)
-        if config.target_modules == "all-linear":
-            config.exclude_modules = _unsuited(self.model)
+        if not config.is_prompt_learning:
+            config.task_type = task_type(self.model)
+        if getattr(config, "target_modules", None) == "all-linear":
+            config.exclude_modules = _unsuited(self.model)  # type: ignore[attr-defined]
         try:
-            if self.wrapped is None:
-                self.wrapped = peft.get_peft_model(self.model, config, adapter_name=name)
-            else:
-                self.wrapped.add_adapter(name, config)
+            with _expected():
+                self._add(name, config)
         except ValueError as error:
+            if "Please specify `target_modules`" in str(error):
+                kind = self.model.config.model_type
+                method = METHOD_OF[str(config.peft_type.value)]  # type: ignore[union-attr]
+                raise ConfigError(
+                    f"adapter.targets: peft has no table of {method}'s targets for {kind}, so they cannot be chosen by the "
+                    "architecture; give adapter.targets and adapter.feedforward (module names such as k_proj, v_proj, down_proj)"
+                ) from error
             raise ConfigError(f"adapter.targets: {error}") from error
+        config.base_model_name_or_path = self.base_path
         self._switch(*self._now)
         self.model.eval()  # peft's new dropout starts in training mode, and would act in rollouts until the first update
 
-    def load(self, name: str, folder: Path) -> Tensor | None:
-        """Put a saved adapter on the base; returns the weight of its score head if it is a sequence classifier's."""
+    def _add(self, name: str, config: peft.PeftConfig) -> None:
+        if config.is_prompt_learning:
+            config.task_type = (
+                "FEATURE_EXTRACTION"  # peft's class without a head, over a causal model and a classifier alike
+            )
+            self.prompts[name] = peft.get_peft_model(self.model, config, adapter_name=name).eval()
+            return
+        if self.wrapped is None:
+            self.wrapped = peft.get_peft_model(self.model, config, adapter_name=name)
+            return
+        configs = self.wrapped.peft_config
+        before = {other: configs[other].inference_mode for other in configs}
+        if config.peft_type == peft.PeftType.ADALORA:  # peft allows one that learns; which do is decided by `active`
+            for one in configs.values():
+                one.inference_mode = True
+        self.wrapped.add_adapter(name, config)
+        for other, mode in before.items():
+            configs[other].inference_mode = mode
+
+    def carries(self, folder: Path) -> bool:
+        """Whether a saved adapter can be put beside those that are here: there is no second method that changes layers."""
         config = peft.PeftConfig.from_pretrained(str(folder))
-        if not isinstance(config, peft.LoraConfig):
-            raise ModelError(f"{folder} is a {config.peft_type} adapter; roles on a shared base take LoRA")
-        config.modules_to_save, config.task_type, config.inference_mode = None, task_type(self.model), False
-        self.add(name, config)
+        if config.is_prompt_learning or self.wrapped is None:
+            return True
+        return all(other.peft_type == config.peft_type for other in self.wrapped.peft_config.values())
+
+    def load(self, name: str, folder: Path) -> dict[str, Tensor]:
+        """Put a saved adapter on the base; returns the weights of its head by name, none for a causal model's.
+
+        A network that made virtual tokens is not saved with them (by peft neither): they then learn by themselves.
+        """
+        config = peft.PeftConfig.from_pretrained(str(folder))
+        if config.peft_type not in METHOD_OF:
+            raise ModelError(
+                f"{folder} is a {config.peft_type} adapter; roles on a shared base take {', '.join(METHODS)}"
+            )
         if not (folder / WEIGHTS).is_file():
             raise ModelError(f"{folder} holds an adapter's config, but not its weights: there is no {WEIGHTS}")
+        config.modules_to_save, config.task_type = None, task_type(self.model)  # type: ignore[attr-defined]
+        config.inference_mode = config.is_prompt_learning
+        config.base_model_name_or_path = None  # peft would compare it with how the base was named here
+        self.add(name, config)
         tensors = load_file(folder / WEIGHTS)
-        head = tensors.pop(HEAD_KEY, None)
-        result: Any = peft.set_peft_model_state_dict(self.wrapped, tensors, adapter_name=name)
-        missing = [key for key in result.missing_keys if f".{name}." in key]
-        if result.unexpected_keys or missing:
+        root = self._root(name)
+        kept = {key: tensor for key, tensor in tensors.items() if key == "prompt_embeddings" or _is_factor(key)}
+        head = {
+            key.removeprefix(root): tensor
+            for key, tensor in tensors.items()
+            if key not in kept and key.startswith(root)
+        }
+        try:
+            result: Any = peft.set_peft_model_state_dict(self._holder(name), dict(kept), adapter_name=name)
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise ModelError(f"{folder} does not fit its base {self.base_path}: {error}") from error
+        odd = [key for key in tensors if key not in kept and not key.startswith(root)]
+        missing: list[str] = []
+        if name not in self.prompts:  # peft reads virtual tokens into their encoder, which fits or fails
+            odd += result.unexpected_keys
+            missing = [key for key in result.missing_keys if f".{name}." in f"{key}." and _is_factor(key)]
+        if odd or missing:
             raise ModelError(
-                f"{folder} does not fit its base {self.base_path}: {len(result.unexpected_keys)} tensors have no place, "
-                f"{len(missing)} are missing, such as {next(iter(result.unexpected_keys or missing))}"
+                f"{folder} does not fit its base {self.base_path}: {len(odd)} tensors have no place, "
+                f"{len(missing)} are missing, such as {next(iter(odd or missing))}"
             )
+        self._switch(*self._now)
+        self.model.eval()
         return head
 
     def copy(self, source: str, target: str) -> None:
         """Add an adapter with the same shape and weights as another."""
-        assert self.wrapped is not None
-        self.add(target, self._config(source))
-        tensors = peft.get_peft_model_state_dict(self.wrapped, adapter_name=source)
-        peft.set_peft_model_state_dict(self.wrapped, tensors, adapter_name=target)
+        config = self.config(source)
+        config.base_model_name_or_path = None
+        self.add(target, config)
+        if source in self.prompts:  # with the network that makes the virtual tokens, which peft does not save
+            state = self.prompts[source].prompt_encoder[source].state_dict()
+            self.prompts[target].prompt_encoder[target].load_state_dict(state)
+            return
+        with _expected():
+            tensors = peft.get_peft_model_state_dict(
+                self._holder(source), adapter_name=source, save_embedding_layers=False
+            )
+            peft.set_peft_model_state_dict(self._holder(target), tensors, adapter_name=target)
+        self._switch(*self._now)
 
-    def _config(self, name: str) -> peft.LoraConfig:
-        assert self.wrapped is not None
-        return cast("peft.LoraConfig", copy.deepcopy(self.wrapped.peft_config[name]))
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all adapters."""
+        return (*self.prompts, *(self.wrapped.peft_config if self.wrapped is not None else ()))
+
+    def _holder(self, name: str) -> peft.PeftModel:
+        holder = self.prompts.get(name, self.wrapped)
+        assert holder is not None
+        return holder
+
+    def config(self, name: str) -> Any:
+        """A copy of peft's config of an adapter."""
+        return copy.deepcopy(self._holder(name).peft_config[name])
+
+    def _root(self, name: str) -> str:
+        """Where peft keeps modules of the base in a saved adapter."""
+        return "base_model." if name in self.prompts else "base_model.model."
+
+    def prompt(self, name: str | None) -> VirtualTokens | None:
+        """The virtual tokens of an adapter, if it is of that kind."""
+        return VirtualTokens(self.prompts[name], name) if name in self.prompts else None
+
+    # --- switching ---------------------------------------------------------------------------------------------------
 
     @contextmanager
     def active(self, name: str | None, trains: bool) -> Iterator[None]:
@@ -113,10 +210,12 @@ class AdapterSet:
 
     def _switch(self, name: str | None, trains: bool) -> None:
         self._now = (name, trains)
+        for other, prompt in self.prompts.items():
+            prompt.prompt_encoder.requires_grad_(trains and other == name)
         if self.wrapped is None:
             return
         tuner: Any = self.wrapped.base_model
-        if name is None:
+        if name is None or name in self.prompts:
             tuner.disable_adapter_layers()
         else:
             tuner.enable_adapter_layers()
@@ -124,19 +223,94 @@ class AdapterSet:
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
         """The weights of one adapter by name; empty if there is no such adapter."""
-        part = f".{name}."
+        if name in self.prompts:
+            encoder = self.prompts[name].prompt_encoder[name]
+            return {f"prompt_encoder.{name}.{key}": parameter for key, parameter in encoder.named_parameters()}
         named = self.wrapped.named_parameters() if self.wrapped is not None else ()
-        return {key: parameter for key, parameter in named if part in key and "lora_" in key}
+        return {key: parameter for key, parameter in named if f".{name}." in f"{key}." and _is_factor(key)}
 
-    def save(self, name: str, folder: Path, head: Tensor | None = None) -> None:
-        """Write an adapter that plain peft loads: over a causal model, or over a classifier if a score head is given."""
-        assert self.wrapped is not None
-        tensors = peft.get_peft_model_state_dict(self.wrapped, adapter_name=name, save_embedding_layers=False)
-        config = self._config(name)
+    # --- AdaLoRA's schedule ------------------------------------------------------------------------------------------
+
+    def plan(self, config: Any, learning: Mapping[str, Any], steps: int) -> None:
+        """Set the schedule of fresh AdaLoRA adapters; those that were loaded keep the ranks that they have.
+
+        Args:
+            config: the recipe's adapter; nothing is done if it is of another method.
+            learning: names of the adapters that learn.
+            steps: optimiser steps of the whole run.
+
+        Raises:
+            ConfigError: the run is too short.
+        """
+        if not isinstance(config, AdaLoraConfig) or self.wrapped is None:
+            return
+        try:
+            before, after = config.schedule(steps)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        for name in learning:
+            own: Any = self.wrapped.peft_config[name]
+            if own.peft_type == peft.PeftType.ADALORA and own.rank_pattern is None:
+                own.total_step, own.tinit, own.tfinal = steps, before, after
+                self.budgets[name] = RankBudget(self.model, own, name)
+
+    def backward_penalty(self, name: str | None, ranks: int) -> dict[str, Tensor]:
+        """Add the gradient of an adapter's own penalty, a share for each of so many ranks whose gradients will be added;
+        returns the share as a metric."""
+        budget = self.budgets.get(name or "")
+        if budget is None:
+            return {}
+        share = budget.penalty() / ranks
+        if budget.config.orth_reg_weight:
+            (budget.config.orth_reg_weight * share).backward()
+        return {"adapter/orthogonality": share.detach()}
+
+    def after_step(self, step: int) -> dict[str, float]:
+        """Prune ranks where it is time; between the optimiser's step (number `step`, from 1) and the clearing of gradients."""
+        for budget in self.budgets.values():
+            budget.allocate(step)
+        first = next(iter(self.budgets.values()), None)
+        return {} if first is None else {"adapter/rank_mean": first.mean_rank()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint needs besides the weights."""
+        return {
+            f"{name}/{key}": tensor for name, budget in self.budgets.items() for key, tensor in budget.tensors().items()
+        }
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `tensors` gave."""
+        for name, budget in self.budgets.items():
+            start = f"{name}/"
+            budget.load_tensors({k.removeprefix(start): tensor for k, tensor in tensors.items() if k.startswith(start)})
+
+    # --- saving ------------------------------------------------------------------------------------------------------
+
+    def save(self, name: str, folder: Path, task: str | None = None, head: Mapping[str, Tensor] | None = None) -> None:
+        """Write an adapter that plain peft loads.
+
+        Args:
+            name: of the adapter.
+            folder: made if need be.
+            task: peft's task type, such as SEQ_CLS or TOKEN_CLS, which says over which kind of model peft loads it; by
+                default the base's own.
+            head: weights of the head that was learnt, by their names in that model, such as `score.weight`.
+        """
+        holder = self._holder(name)
+        live: Any = holder.peft_config[name]
+        if name in self.budgets:
+            live.rank_pattern = self.budgets[name].kept()
+        with _expected():
+            tensors = peft.get_peft_model_state_dict(holder, adapter_name=name, save_embedding_layers=False)
+        config = self.config(name)
         config.base_model_name_or_path, config.inference_mode = self.base_path, True
-        if head is not None:
-            config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
-            tensors[HEAD_KEY] = head.detach().reshape(1, -1)
+        if name in self.budgets:
+            live.rank_pattern = None
+        head = dict(head or {})
+        config.task_type = task or task_type(self.model)
+        if head:
+            config.modules_to_save = sorted({key.rpartition(".")[0] for key in head})
+            tensors |= {self._root(name) + key: tensor.detach() for key, tensor in head.items()}
         folder.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(str(folder))
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, folder / WEIGHTS)
@@ -156,15 +330,54 @@ def _unsuited(model: PreTrainedModel) -> list[str] | None:
     return names or None
 
 
-def lora_config(config: LoraConfig) -> peft.LoraConfig:
-    """The recipe's adapter as peft's config."""
-    targets = config.targets if isinstance(config.targets, str) else list(config.targets)
-    return peft.LoraConfig(
-        r=config.r,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft computes alpha / r, whatever the type
-        lora_dropout=config.dropout,
-        target_modules=targets,
-    )
+EXPECTED = (
+    "You are trying to modify a model with PEFT for a second time",  # every adapter after the first
+    "fan_in_fan_out is set to",  # GPT-2's transposed layers, which peft then treats as they are
+    r"Adapter '.*': \d+ LoRA tensor\(s\) have invalid shape",  # a matrix that AdaLoRA left no rank
+    "The following rank_pattern keys did not match",  # peft compares AdaLoRA's names as if they were LoRA's
+)
+
+
+@contextmanager
+def _expected() -> Iterator[None]:
+    """Without peft's warnings about what is meant here."""
+    with warnings.catch_warnings():
+        for message in EXPECTED:
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
+def _is_factor(key: str) -> bool:
+    return any(part.startswith(FACTORS) for part in key.split("."))
+
+
+def method_of_folder(folder: Path) -> str:
+    """The method of a saved adapter, as recipes call it; peft's own name if they have none."""
+    kind = str(json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("peft_type"))
+    return METHOD_OF.get(kind, kind)
+
+
+def has_virtual_tokens(folder: Path) -> bool:
+    """Whether a saved adapter stands beside the base's weights, and so cannot be folded into them."""
+    method = method_of_folder(folder)
+    return method in METHODS and not METHODS[method].mergeable
+
+
+def check_mergeable(folder: Path, purpose: str) -> None:
+    """Refuse an adapter that cannot be folded into its base, before anything is loaded.
+
+    Args:
+        folder: of the adapter.
+        purpose: what it would be folded in for, and what to do instead.
+
+    Raises:
+        ModelError: it has virtual tokens.
+    """
+    if has_virtual_tokens(folder):
+        raise ModelError(
+            f"{folder} is a {method_of_folder(folder)} adapter: its virtual tokens stand beside the base's weights and "
+            f"cannot be folded into them; {purpose}"
+        )
 
 
 def task_type(model: PreTrainedModel) -> str:
@@ -173,18 +386,20 @@ def task_type(model: PreTrainedModel) -> str:
 
 
 def merge(adapter: Path, output: Path, dtype: torch.dtype, trust_remote_code: bool = False) -> Path:
-    """Fold an adapter into its base and save an ordinary model: W + (alpha / r) B A, added in float32, stored in `dtype`.
+    """Fold an adapter into its base and save an ordinary model: W + (alpha / r) B A (for LoRA), added in float32, stored in
+    `dtype`.
 
     A reward model's adapter gives a sequence-classification model.
 
     Raises:
-        ModelError: the folder is not an adapter, or its base cannot be loaded.
+        ModelError: the folder is not an adapter, has virtual tokens, or its base cannot be loaded.
     """
     location = locate(str(adapter))
     if location.adapter is None:
         raise ModelError(
             f"{adapter} is a whole model, so there is nothing to merge: it can be used as model.path as it is"
         )
+    check_mergeable(location.adapter, "use it as it is (accord generate, or --model.path with its --adapter.method)")
     scorer = is_scorer(location)
     cpu = torch.device("cpu")
     config = ModelConfig(path=str(adapter), trust_remote_code=trust_remote_code)

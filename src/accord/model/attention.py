@@ -33,6 +33,7 @@ def segment_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     segment_bounds: list[int] | None = None,
+    key_bounds: list[int] | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
@@ -47,6 +48,7 @@ def segment_attention(
         scaling: factor of the scores, 1/sqrt(D) if not given.
         dropout: on the attention weights.
         segment_bounds: [0, end of sequence 1, ..., T] for packed sequences.
+        key_bounds: the same of the keys, where a prefix comes before those of each sequence; every token sees it.
         sliding_window: a token sees this many last tokens, itself included.
         softcap, s_aux: soft-capped scores and attention sinks, which this attention does not compute.
 
@@ -75,16 +77,18 @@ def segment_attention(
             raise ValueError(f"{SEGMENTS} attention does not see padding; call the model with segment_bounds instead")
         segment_bounds = [0, query.shape[2]]
     outputs = []
-    for start, end in pairwise(segment_bounds):
-        window = _window_mask(end - start, sliding_window, query.device)
+    for (start, end), (first, last) in zip(
+        pairwise(segment_bounds), pairwise(key_bounds or segment_bounds), strict=True
+    ):
+        mask = _causal_mask(end - start, last - first, sliding_window, query.device)
         outputs.append(
             functional.scaled_dot_product_attention(
                 query[:, :, start:end],
-                key[:, :, start:end],
-                value[:, :, start:end],
-                window,
+                key[:, :, first:last],
+                value[:, :, first:last],
+                mask,
                 dropout,
-                window is None,
+                mask is None,
                 scale=scaling,
                 enable_gqa=grouped,
             )
@@ -101,18 +105,21 @@ def flash_attention(
     """
     if attention_mask is not None or arguments.get("segment_bounds") is None:
         return segment_attention(module, query, key, value, attention_mask, **arguments)
-    arguments.pop("segment_bounds")
+    for ours in ("segment_bounds", "key_bounds"):
+        arguments.pop(ours, None)
     packed: Any = ALL_ATTENTION_FUNCTIONS["flash_attention_2"]
     output, _ = packed(module, query, key, value, None, **arguments)
     return output, None
 
 
-def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Causal mask of a sliding window, bool [length, length]; `None` where the window is at least as long."""
-    if window is None or length <= window:
+def _causal_mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
+    """Causal mask of the last `queries` of `keys` tokens within a sliding window, bool [queries, keys]; `None` where plain
+    causal attention is the same."""
+    if queries == keys and (window is None or keys <= window):
         return None
-    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None, :]
-    return (distance >= 0) & (distance < window)
+    distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)[None, :]
+    mask = distance >= 0
+    return mask if window is None else mask & (distance < window)
 
 
 def packed_arguments(batch: TokenBatch) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from accord.model.adapters import SCORE
 from accord.model.critic import CRITIC, VALUE_HEAD, WEIGHT
 from accord.model.loading import distinct_padding, quiet_progress
 from accord.model.roles import Roles
@@ -44,7 +45,7 @@ def save_scorer(roles: Roles, folder: Path, name: str = "reward") -> None:
     tokenizer = copy.deepcopy(roles.tokenizer)
     padding = distinct_padding(tokenizer)
     if role.adapter is not None:
-        roles.adapters.save(role.adapter, folder, head=head.weight)
+        roles.adapters.save(role.adapter, folder, "SEQ_CLS", {SCORE: head.weight})
     else:
         _save_model(as_classifier(role.trunk, head.weight, padding), folder)  # type: ignore[arg-type]
     tokenizer.save_pretrained(folder)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from accord.batch import TokenBatch
 from accord.model.heads import ScalarHead
+from accord.model.prompts import KeyStore, VirtualTokens
 from accord.model.reading import output_scale, read
 from accord.ops.divergence import generalised_jsd
 from accord.ops.logprobs import token_logprobs
@@ -27,6 +28,8 @@ class Role:
     """Adapter on the shared base; `None` with `shared` means adapters off."""
     shared: bool = True
     """Whether the trunk is the shared base, whose adapters have to be switched."""
+    prompt: VirtualTokens | None = None
+    """Virtual tokens of the adapter, if it is of that kind."""
     value_head: ScalarHead | None = None
     """Hidden states -> values of states; for the critic."""
     score_head: ScalarHead | None = None
@@ -131,9 +134,18 @@ def teach(role: Role, batch: TokenBatch, beta: float) -> Teacher:
         return Teacher(hidden_states(role, batch)[batch.target_mask_T.nonzero().flatten() - 1], role.output, beta)
 
 
-def hidden_states(role: Role, batch: TokenBatch) -> Tensor:
-    """Last hidden states [T, H] of a batch, in the trunk's type, as the role's output layer reads them."""
-    return for_output(role, read(role.trunk, batch))
+def hidden_states(role: Role, batch: TokenBatch, store: KeyStore | None = None) -> Tensor:
+    """Last hidden states [T, H] of a batch, in the trunk's type, as the role's output layer reads them.
+
+    Args:
+        role: its adapter must be active.
+        batch: packed sequences.
+        store: takes the keys and values, those of virtual tokens included; only for trunks that read packed batches.
+    """
+    if role.prompt is not None:
+        states_TH = role.trunk(**role.prompt.arguments(role.trunk, batch, store)).last_hidden_state[0]
+        return for_output(role, states_TH[role.prompt.places(batch).own_T])
+    return for_output(role, read(role.trunk, batch, store))
 
 
 def for_output(role: Role, hidden: Tensor) -> Tensor:

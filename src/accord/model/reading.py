@@ -71,11 +71,16 @@ def way_of(trunk: nn.Module) -> Way:
     return "encoder-decoder" if config.is_encoder_decoder else "rows"
 
 
-def read(trunk: nn.Module, batch: TokenBatch) -> Tensor:
-    """Last hidden states [T, H] of a batch, in the trunk's type, the way the trunk reads."""
+def read(trunk: nn.Module, batch: TokenBatch, store: object | None = None) -> Tensor:
+    """Last hidden states [T, H] of a batch, in the trunk's type, the way the trunk reads.
+
+    If it reads packed batches, `store` takes their keys and values.
+    """
     way = way_of(trunk)
     if way == "packed":
-        return trunk(**packed_arguments(batch)).last_hidden_state[0]
+        arguments = packed_arguments(batch) | ({} if store is None else {"past_key_values": store})
+        states_TH: Tensor = trunk(**arguments).last_hidden_state[0]
+        return states_TH
     return read_rows(trunk, batch) if way == "rows" else read_pairs(trunk, batch)
 
 

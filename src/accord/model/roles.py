@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from accord.config import CriticConfig, LoraConfig, ModelConfig, ReferenceConfig
+from accord.config import AdapterConfig, CriticConfig, ModelConfig, ReferenceConfig
 from accord.errors import ModelError
-from accord.model.adapters import AdapterSet, lora_config
+from accord.model.adapters import SCORE, AdapterSet, check_mergeable, has_virtual_tokens
 from accord.model.critic import read_value_head, saved_critic
 from accord.model.forward import Role
 from accord.model.heads import ScalarHead
@@ -28,10 +29,17 @@ from accord.model.loading import (
     trunk_of,
     weight_type,
 )
+from accord.model.methods import peft_config
+from accord.model.prompts import VirtualTokens
 from accord.model.sharing import share_layers
 
 START = "start"
-"""Name of the frozen copy of the adapter that a run started from."""
+"""Name of the frozen copy of the adapter that a run started from, or began with."""
+
+
+FOLD_IN = (
+    "so all weights (`adapter: null`) cannot learn from there; give --adapter.method as it was, or start from its base"
+)
 
 
 class Roles:
@@ -44,14 +52,16 @@ class Roles:
         roles: by name: `policy`, `reference`, `critic`, `reward`, or `reward/<label>` for several rewards.
     """
 
-    def __init__(self, config: ModelConfig, adapter: LoraConfig | None, device: torch.device) -> None:
+    def __init__(self, config: ModelConfig, adapter: AdapterConfig | None, device: torch.device) -> None:
         """Load the base; `adapter` says what will learn on it, `None` that the base itself learns.
 
         Raises:
-            ModelError: the model or its tokenizer cannot be loaded.
+            ModelError: the model or its tokenizer cannot be loaded, or all weights should learn from virtual tokens.
         """
         self.config, self.device, self.adapter_config = config, device, adapter
         self.location = locate(config.source)
+        if adapter is None and self.location.adapter is not None:
+            check_mergeable(self.location.adapter, FOLD_IN)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(config, self.location)
         self.dtype = weight_type(config, self.location, trained=adapter is None)
         self.model: PreTrainedModel = self._load(self.location, trained=adapter is None)
@@ -96,6 +106,7 @@ class Roles:
             trunk_of(self.model),
             output=self._output_layer(),
             adapter="policy" if self.adapter_config is not None else None,
+            prompt=self.adapters.prompt("policy"),
             value_head=self._new_head(head) if on_trunk else None,
             trains=True,
         )
@@ -107,7 +118,7 @@ class Roles:
         if self.location.adapter is not None:
             self.adapters.copy(START, name)
         else:
-            self.adapters.add(name, lora_config(self.adapter_config))
+            self.adapters.add(name, peft_config(self.adapter_config, self.location.base))
 
     def _new_head(self, weight: torch.Tensor | None = None) -> ScalarHead:
         return ScalarHead(head_size(self.model), weight).to(self.device)
@@ -122,11 +133,13 @@ class Roles:
         return layer
 
     def add_reference(self, config: ReferenceConfig) -> None:
-        """What the KL is measured against; frozen."""
+        """What the KL is measured against; frozen. Call after `add_policy`: virtual tokens change what the model says from
+        the start, so the policy's are copied."""
         if config.source == "model":
             assert config.path is not None
-            model = self._own_model(config.path)
-            self.roles["reference"] = Role("reference", trunk_of(model), model.get_output_embeddings(), shared=False)
+            model, prompt = self._own_model(config.path)
+            output = model.get_output_embeddings()
+            self.roles["reference"] = Role("reference", trunk_of(model), output, shared=False, prompt=prompt)
         elif self.adapter_config is None:
             frozen = (
                 copy.deepcopy(self.model).requires_grad_(False)
@@ -136,34 +149,67 @@ class Roles:
             self.roles["reference"] = Role("reference", trunk_of(frozen), frozen.get_output_embeddings(), shared=False)
         else:
             adapter = START if self.location.adapter is not None else None
-            self.roles["reference"] = Role("reference", trunk_of(self.model), self._output_layer(), adapter)
+            if adapter is None and not self.adapter_config.mergeable:
+                self.adapters.copy("policy", START)
+                adapter = START
+            prompt = self.adapters.prompt(adapter)
+            self.roles["reference"] = Role(
+                "reference", trunk_of(self.model), self._output_layer(), adapter, prompt=prompt
+            )
 
-    def _own_model(self, path: str, scorer: bool = False, trained: bool = False) -> PreTrainedModel:
-        """A separate model, frozen unless it is to be trained; an adapter is folded into it."""
+    def _own_model(
+        self, path: str, scorer: bool = False, trained: bool = False
+    ) -> tuple[PreTrainedModel, VirtualTokens | None]:
+        """A separate model, frozen unless it is to be trained; an adapter is folded into it, or its virtual tokens are given
+        beside it."""
         location = locate(path)
         if scorer and not is_scorer(location, self.config.trust_remote_code):
             raise ModelError(f"{path} is not a reward model: neither a sequence classifier nor an adapter that is one")
+        if location.adapter is not None and trained:
+            check_mergeable(
+                location.adapter,
+                "a critic whose weights all learn starts from a whole model; or use critic.source: adapter",
+            )
         model = self._load(location, scorer, trained)
-        if location.adapter is not None:
+        prompt = None
+        if location.adapter is not None and has_virtual_tokens(location.adapter):
+            adapters = AdapterSet(model, location.base)
+            self._set_score(model, adapters.load(START, location.adapter))
+            prompt = adapters.prompt(START)
+        elif location.adapter is not None:
             import peft
 
             model = peft.PeftModel.from_pretrained(model, str(location.adapter)).merge_and_unload()
-        return model.eval().requires_grad_(trained)
+        return model.eval().requires_grad_(trained), prompt
+
+    @staticmethod
+    def _set_score(model: PreTrainedModel, head: Mapping[str, Tensor]) -> None:
+        """Give a classifier the score head that came with an adapter."""
+        if SCORE in head:
+            layer: Any = model.score
+            layer.weight.data.copy_(head[SCORE])
 
     def add_reward(self, path: str, name: str = "reward", stepwise: bool = False) -> None:
         """A frozen reward model: an adapter on the shared base if it was trained on that base, else its own model."""
         location = locate(path)
-        if location.adapter is not None and self.adapter_config is not None and self._is_base(location.base):
+        if location.adapter is not None and self.adapter_config is not None and self._shares(location):
             adapter = name.replace("/", "_").replace(".", "_")
-            weight = self.adapters.load(adapter, location.adapter)
+            weight = self.adapters.load(adapter, location.adapter).get(SCORE)
             if weight is None:
                 raise ModelError(f"{path} is an adapter without a score head, so it is not a reward model")
             head = self._new_head(weight).requires_grad_(False)
-            self.roles[name] = Role(name, trunk_of(self.model), adapter=adapter, score_head=head, stepwise=stepwise)
+            prompt = self.adapters.prompt(adapter)
+            trunk = trunk_of(self.model)
+            self.roles[name] = Role(name, trunk, adapter=adapter, score_head=head, stepwise=stepwise, prompt=prompt)
             return
-        model = self._own_model(path, scorer=True)
+        model, prompt = self._own_model(path, scorer=True)
         head = self._new_head_for(model).requires_grad_(False)
-        self.roles[name] = Role(name, trunk_of(model), score_head=head, shared=False, stepwise=stepwise)
+        self.roles[name] = Role(name, trunk_of(model), score_head=head, shared=False, stepwise=stepwise, prompt=prompt)
+
+    def _shares(self, location: Location) -> bool:
+        """Whether an adapter can be put on the shared base: it was trained there, and no other kind of layers is in the way."""
+        assert location.adapter is not None
+        return self._is_base(location.base) and self.adapters.carries(location.adapter)
 
     def _is_base(self, base: str) -> bool:
         same_path = Path(base).exists() and Path(base).resolve() == Path(self.location.base).resolve()
@@ -187,8 +233,10 @@ class Roles:
         self._new_adapter("reward")
         adapter = "reward" if self.adapter_config is not None else None
         head = self._new_head()
-        trunk = trunk_of(self.model)
-        self.roles["reward"] = Role("reward", trunk, adapter=adapter, score_head=head, stepwise=stepwise, trains=True)
+        trunk, prompt = trunk_of(self.model), self.adapters.prompt(adapter)
+        self.roles["reward"] = Role(
+            "reward", trunk, adapter=adapter, score_head=head, stepwise=stepwise, trains=True, prompt=prompt
+        )
 
     def add_critic(self, config: CriticConfig) -> None:
         """What predicts scores, unless it sits on the policy's trunk; call after the rewards, which it may start from."""
@@ -198,7 +246,7 @@ class Roles:
         if config.source == "model":
             assert config.path is not None
             scorer = config.start == "reward" or is_scorer(locate(config.path), self.config.trust_remote_code)
-            model = self._own_model(config.path, scorer, trained=True)
+            model, _ = self._own_model(config.path, scorer, trained=True)
             head = self._new_head_for(model) if scorer else ScalarHead(head_size(model)).to(self.device)
             self.roles["critic"] = Role("critic", trunk_of(model), value_head=head, shared=False, trains=True)
             return
@@ -215,13 +263,30 @@ class Roles:
         else:
             self._new_adapter("critic")
             head = self._new_head()
-        self.roles["critic"] = Role("critic", trunk_of(self.model), adapter="critic", value_head=head, trains=True)
+        prompt = self.adapters.prompt("critic")
+        self.roles["critic"] = Role(
+            "critic", trunk_of(self.model), adapter="critic", value_head=head, trains=True, prompt=prompt
+        )
+
+    def plan(self, steps: int) -> None:
+        """Tell adapters that change while they learn how many optimiser steps there will be.
+
+        Raises:
+            ConfigError: too few for the adapter's schedule.
+        """
+        learning = {role.adapter: role for role in self.roles.values() if role.trains and role.adapter is not None}
+        self.adapters.plan(self.adapter_config, learning, steps)
+
+    @property
+    def virtual_tokens(self) -> int:
+        """The most virtual tokens that a role puts before each sequence; they take positions too."""
+        return max((role.prompt.tokens for role in self.roles.values() if role.prompt is not None), default=0)
 
     def _load_critic(self) -> torch.Tensor:
         """Put the critic's adapter that was saved beside the policy on the base; returns the weight of its head."""
         folder = saved_critic(self.config.path, "adapter")
         location = locate(str(folder))
-        weight = self.adapters.load("critic", folder) if self._is_base(location.base) else None
+        weight = self.adapters.load("critic", folder).get(SCORE) if self._is_base(location.base) else None
         if weight is None:
             raise ModelError(f"{folder} is no critic of {self.location.base}: an adapter on {location.base}")
         return weight
@@ -266,3 +331,5 @@ class Roles:
         for role in self.roles.values():
             if role.trains:
                 role.trunk.train(on)
+                if role.prompt is not None:
+                    role.prompt.encoder.train(on)

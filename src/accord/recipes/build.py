@@ -9,10 +9,11 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
-from accord.config import DataConfig, ExampleTrain, LoraConfig, ModelConfig, Recipe, TrainConfig
+from accord.config import AdapterConfig, DataConfig, ExampleTrain, ModelConfig, Recipe, TrainConfig
 from accord.config.optim import OWN_SCHEDULES
 from accord.data import Encoded, Encoder, Loaded, read_records, set_chat_template, stop_ids
 from accord.errors import ConfigError, ModelError
+from accord.model.adapters import has_virtual_tokens, method_of_folder
 from accord.model.device import choose_device
 from accord.model.loading import load_tokenizer, locate, read_config
 from accord.model.roles import Roles
@@ -37,7 +38,7 @@ class Split(Generic[T]):
 
 
 def open_model(
-    model: ModelConfig, adapter: LoraConfig | None, device: torch.device, seed: int = 0
+    model: ModelConfig, adapter: AdapterConfig | None, device: torch.device, seed: int = 0
 ) -> tuple[Roles, Encoder]:
     """Load the base, and make the encoder of its tokenizer; fresh adapters will start from the seed."""
     seed_everything(seed)
@@ -45,6 +46,25 @@ def open_model(
     if model.chat_template is not None:
         set_chat_template(roles.tokenizer, model.chat_template)
     return roles, Encoder(roles.tokenizer, stop_ids(roles.tokenizer, roles.model.generation_config))
+
+
+def check_start(recipe: Recipe) -> None:
+    """Refuse to go on from a saved adapter by another method, before weights are loaded.
+
+    Raises:
+        ConfigError: the recipe's method is not the adapter's.
+    """
+    folder = locate(recipe.model.source).adapter
+    if folder is None or recipe.adapter is None:
+        return
+    method = method_of_folder(folder)
+    if method != recipe.adapter.method:
+        fold = f"`accord merge {folder} FOLDER` and start from FOLDER"
+        other = "start from its base" if has_virtual_tokens(folder) else fold
+        raise ConfigError(
+            f"model.path {folder} is a {method} adapter, and training goes on from it, but adapter.method is "
+            f"{recipe.adapter.method}: give --adapter.method {method}, or {other}"
+        )
 
 
 def check_context(roles: Roles, tokens: int, keys: str) -> None:
@@ -58,11 +78,13 @@ def check_context(roles: Roles, tokens: int, keys: str) -> None:
     Raises:
         ConfigError: it is longer than the model's positions reach.
     """
+    tokens += roles.virtual_tokens
     limit = _positions(roles.model.config)
     if limit is not None and tokens > limit:
+        beside = f" (the adapter's {roles.virtual_tokens} virtual ones included)" if roles.virtual_tokens else ""
         raise ConfigError(
             f"{roles.config.path} reads at most {limit} tokens (max_position_embeddings), and sequences would have up to "
-            f"{tokens}: lower {keys}"
+            f"{tokens}{beside}: lower {keys}"
         )
 
 
@@ -104,6 +126,7 @@ def start(recipe: Recipe) -> tuple[Roles, Encoder, Ranks]:
     """Check what needs no weights, choose the device, join the other ranks, and open the model."""
     check_training(recipe.train)
     check_family(recipe)
+    check_start(recipe)
     device = choose_device(recipe.placement)
     ranks = Ranks.from_environment() if recipe.placement.type == "torchrun" else Ranks()
     return *open_model(recipe.model, recipe.adapter, device, recipe.seed), ranks
@@ -166,7 +189,7 @@ def model_facts(recipe: Recipe, roles: Roles, weights: Mapping[str, nn.Parameter
     """What learns, on what, where."""
     total = sum(parameter.numel() for parameter in roles.model.parameters())
     learnt = sum(parameter.numel() for parameter in weights.values())
-    kind = "all weights" if recipe.adapter is None else f"{recipe.adapter.method} r={recipe.adapter.r}"
+    kind = "all weights" if recipe.adapter is None else recipe.adapter.describe()
     return {
         "model": f"{recipe.model.source} ({total / 1e6:.1f}M parameters, {str(roles.dtype).removeprefix('torch.')})",
         "learns": f"{learnt / 1e6:.2f}M parameters ({kind}), learning rate {recipe.train.learning_rate:g}",

@@ -26,6 +26,11 @@ def check_family(recipe: Recipe) -> Reading:
     reading = read_family(base, config, trust_remote_code=recipe.model.trust_remote_code)
     if isinstance(recipe, RewardRecipe):
         refuse_scorer(base, config)
+    if recipe.adapter is not None and not type(recipe.adapter).mergeable and reading.way != "packed":
+        raise ConfigError(
+            f"adapter.method: {recipe.adapter.method} puts virtual tokens before packed sequences, and {base} is not packed: "
+            f"{reading.why}. Use adapter.method: lora or ia3"
+        )
     if reading.way == "encoder-decoder" and not isinstance(recipe, RolloutRecipe):
         _check_prompts(recipe, base)
     return reading

@@ -168,7 +168,7 @@ def _key(scorer: Scorer, sequences: Sequence[TokenSequence]) -> str:
 def _add_role(digest: Any, roles: Roles, role: Role) -> None:
     """Weights, adapter and configuration of a role, under names that do not depend on what else is on the base."""
     adapters = roles.adapters
-    names = () if adapters.wrapped is None or not role.shared else tuple(adapters.wrapped.peft_config)
+    names = adapters.names if role.shared else ()
     of_adapters = {id(weight) for name in names for weight in adapters.parameters(name).values()}
     state = role.trunk.state_dict(keep_vars=True)
     if role.output is not None:
@@ -181,10 +181,10 @@ def _add_role(digest: Any, roles: Roles, role: Role) -> None:
             k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version", "dtype")
         }
         _add_json(digest, told | {"attention": getattr(config, "_attn_implementation", None)})
-    if role.shared and role.adapter is not None and adapters.wrapped is not None:
+    if role.shared and role.adapter is not None:
         for key, weight in sorted(adapters.parameters(role.adapter).items()):
             _add_tensor(digest, key.replace(f".{role.adapter}.", "."), weight)
-        own = adapters.wrapped.peft_config[role.adapter].to_dict()
+        own = adapters.config(role.adapter).to_dict()
         _add_json(digest, {k: v for k, v in own.items() if k not in ("base_model_name_or_path", "inference_mode")})
 
 

@@ -17,7 +17,7 @@ from accord.errors import AccordWarning, ConfigError, DataError, RewardError, Ru
 from accord.model.card import write_card
 from accord.model.device import choose_device
 from accord.model.export import save_policy_and_critic
-from accord.recipes.build import check_context, check_training, open_model
+from accord.recipes.build import check_context, check_start, check_training, open_model
 from accord.recipes.outside import Tokens, outside_rollouts
 from accord.recipes.ppo import make_algorithm
 from accord.recipes.rollouts import add_roles, check_critic, make_ptx, make_sampling, own_rates
@@ -78,6 +78,7 @@ class PPO:
             )
         check_training(recipe.train)
         check_critic(recipe)
+        check_start(recipe)
         device = choose_device(recipe.placement)
         self.roles, self.encoder = open_model(recipe.model, recipe.adapter, device, recipe.seed)
         self.scorer = add_roles(recipe, self.roles)

@@ -12,8 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from accord.batch import TokenBatch
 from accord.errors import GenerationError
-from accord.model.attention import packed_arguments
-from accord.model.forward import Role
+from accord.model.forward import Role, hidden_states
 from accord.model.reading import way_of
 from accord.model.roles import Roles
 from accord.rollout.cache import RowCache
@@ -90,7 +89,9 @@ class _Generation:
         self.waiting = deque(range(len(requests)))
         self.flying: list[Response] = []
         self.finished: list[Completion | None] = [None] * len(requests)
+        self.virtual = role.prompt.tokens if role.prompt is not None else 0  # before each prompt, and in the cache
         longest = max((len(request.prompt_ids) for request in requests), default=0) + sampling.max_new_tokens
+        longest += self.virtual
         self.cache = RowCache(min(engine.max_sequences, max(len(requests), 1)), longest)
 
     def run(self) -> list[Completion]:
@@ -113,16 +114,15 @@ class _Generation:
         chosen: list[int] = []
         tokens = 0
         while self.waiting and len(self.flying) + len(chosen) < self.cache.rows:
-            length = len(self.requests[self.waiting[0]].prompt_ids)
+            length = self.virtual + len(self.requests[self.waiting[0]].prompt_ids)
             if chosen and tokens + length > self.engine.prefill_tokens:
                 break
             chosen.append(self.waiting.popleft())
             tokens += length
         prompts = [self.requests[index].prompt_ids for index in chosen]
         batch = TokenBatch.from_sequences(prompts, [[False] * len(prompt) for prompt in prompts]).to(self.device)
-        self.cache.begin_prefill([len(prompt) for prompt in prompts])
-        arguments = packed_arguments(batch) | {"past_key_values": self.cache}
-        hidden_TH = self.role.trunk(**arguments).last_hidden_state[0]
+        self.cache.begin_prefill([self.virtual + len(prompt) for prompt in prompts])
+        hidden_TH = hidden_states(self.role, batch, self.cache)
         first = len(self.flying)
         self.flying += [Response.begin(index, self.requests[index], self.sampling) for index in chosen]
         self._draw(hidden_TH[batch.cu_seqlens[1:].long() - 1], first)

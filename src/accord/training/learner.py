@@ -61,6 +61,7 @@ class Learner:
         self.roles, self.algorithm, self.config, self.total_steps = roles, algorithm, config, total_steps
         self.ranks = ranks or Ranks()
         self.ptx = ptx
+        roles.plan(total_steps)
         self.weights: dict[str, nn.Parameter] = {
             f"{name}.{key}": weight for name in roles.roles for key, weight in roles.trainable(name).items()
         }
@@ -97,6 +98,7 @@ class Learner:
             self.schedule.go_to(self.steps)
             metrics |= self._rates()
             self.optimizer.step()
+        metrics |= self.roles.adapters.after_step(self.steps + 1)
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
         metrics["ppo/steps_skipped" if reason else "optim/steps_taken"] = 1.0
@@ -136,6 +138,8 @@ class Learner:
                         totals[name] = value
                     else:
                         totals[name] = torch.maximum(old, value) if name.endswith("_max") else old + value
+            if not update.heads_only:  # once a step, whatever the split into micro-batches and ranks
+                totals |= self.roles.adapters.backward_penalty(role.adapter, self.ranks.size)
         return {
             name: float(self.ranks.max(value) if name.endswith("_max") else self.ranks.sum(value))
             for name, value in totals.items()
@@ -179,7 +183,7 @@ class Learner:
                     # bitsandbytes keeps one quantisation map for all weights, and safetensors takes no tensor twice.
                     result[f"optimizer/{key}/{name}"] = value.clone() if place in seen else value
                     seen.add(place)
-        return result
+        return result | {f"adapters/{key}": value for key, value in self.roles.adapters.tensors().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """The rest of what a checkpoint needs, as plain JSON data: counts of the optimiser, state of the schedule.
@@ -218,12 +222,14 @@ class Learner:
                 f"{' and '.join(self._kinds())}"
             )
         state: dict[nn.Parameter, dict[str, Any]] = {}
-        by_name = {}
+        by_name, adapters = {}, {}
         for name, weight in self.weights.items():
             weight.data.copy_(tensors[f"weight/{name}"])
             by_name[name] = weight
         for key, value in tensors.items():
             kind, _, after = key.partition("/")
+            if kind == "adapters":
+                adapters[after] = value
             if kind == "optimizer":
                 entry, _, name = after.partition("/")
                 weight = by_name[name]
@@ -231,6 +237,7 @@ class Learner:
                 state.setdefault(weight, {})[entry] = moved
         for name, counts in rest.get("optimizer", {}).items():
             state.setdefault(by_name[name], {}).update(counts)
+        self.roles.adapters.load_tensors(adapters)
         self.optimizer.state.clear()
         for weight, entries in state.items():
             self.optimizer.state[weight] = entries

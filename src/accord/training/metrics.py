@@ -91,6 +91,12 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           "Spikes: lower the learning rate, look for odd rows. 0: nothing is learnt; check target tokens and adapter."),
         M("optim/grad_norm_critic", "The same of the critic's own weights, which are clipped by themselves.",
           "Large at first, falling as the critic learns.", "Stays large: scale, normalise or clip the scores."),
+        M("adapter/rank_mean", "AdaLoRA: ranks in use, mean over the adapted matrices (of the policy, or the only adapter that "
+          "learns).", "`adapter.init_r` through the warm-up, then falls to `adapter.target_r`.",
+          "Stays at the start: the run ends before the warm-up does; lower `adapter.warmup`."),
+        M("adapter/orthogonality", "AdaLoRA: distance of the factors from orthogonal ones (Frobenius norm, mean over matrices; "
+          "added up over the adapters that learn). `adapter.orthogonality` times this is part of the loss.",
+          "Falls.", "Rises: the learning rate is too high."),
         M("optim/steps_taken", "Optimiser steps taken in the iteration; see `ppo/steps_skipped`.",
           "All of them.", "Fewer: the ratio guard skips steps; lower the learning rate."),
     ),
