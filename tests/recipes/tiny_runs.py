@@ -63,10 +63,6 @@ def prompts(count: int = 6) -> list[dict[str, Any]]:
     return [{"prompt": f"the film {i} was", "use": i % 2 == 0} for i in range(count)]
 
 
-ROWS = {"sft": completions, "reward": pairs, "ppo": prompts, "rloo": prompts, "grpo": prompts, "reinforce": prompts}
-ROWS |= dict.fromkeys(("dpo", "orpo", "simpo", "cpo"), pairs)
-
-
 def labelled(count: int = 12) -> list[dict[str, Any]]:
     """Up and down in turn, each of its own length."""
     return [
@@ -85,6 +81,7 @@ ROWS = {
     "kto": labelled,
     "bco": labelled,
 }
+ROWS |= dict.fromkeys(("dpo", "orpo", "simpo", "cpo"), pairs)
 ROWS |= {"remax": prompts, "rejection": prompts, "distill": prompts}
 
 

@@ -147,7 +147,7 @@ def train_until(config: Mapping[str, Any], step: int, monkeypatch: pytest.Monkey
 def test_killed_in_an_iteration(name, iteration, uninterrupted, tmp_path: Path, monkeypatch):
     """Iteration 3 of sft straddles the epoch's end, iteration 2 of ppo begins straight after a checkpoint."""
     config = config_of(uninterrupted, name, tmp_path / "run")
-    per_iteration = 1 if name in ("sft", "reward") else 4
+    per_iteration = 1 if "steps" in KINDS[name][1]["train"] else 4
     train_until(config, (iteration - 1) * per_iteration + min(2, per_iteration), monkeypatch)
     assert_same(accord.train(config, quiet=True, resume=True), uninterrupted[name][1])
 
