@@ -196,6 +196,8 @@ class _Handler(BaseHTTPRequestHandler):
         except Exception as error:  # a defect: tell both sides, and go on
             traceback.print_exc()
             status, content = 500, {"error": f"{type(error).__name__}: {error}"}
+        if self.command == "POST":  # before the answer, so that whoever has it finds it counted
+            self.server.count(failed=status != 200)
         try:
             raw = json.dumps(content).encode()
             self.send_response(status)
@@ -207,8 +209,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(raw)
         finally:
             self.server.enter(-1)
-            if self.command == "POST":
-                self.server.count(failed=status != 200)
 
     def _check(self, path: str) -> None:
         if self.path.partition("?")[0].rstrip("/") != path:
