@@ -28,6 +28,7 @@ from accord.types import Example, LabelledResponse, Message, PreferencePair, Pro
 
 if TYPE_CHECKING:
     from accord.config import (
+        CSFTRecipe,
         DistillRecipe,
         GRPORecipe,
         PPORecipe,
@@ -50,6 +51,7 @@ _LAZY = {
     "PPORecipe": "accord.config",
     "RLOORecipe": "accord.config",
     "ReinforceRecipe": "accord.config",
+    "CSFTRecipe": "accord.config",
     "DistillRecipe": "accord.config",
     "RejectionRecipe": "accord.config",
     "ReMaxRecipe": "accord.config",
@@ -65,6 +67,7 @@ __all__ = [
     "PPO",
     "AccordError",
     "AccordWarning",
+    "CSFTRecipe",
     "ConfigError",
     "DataError",
     "DistillRecipe",

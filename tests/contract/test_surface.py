@@ -24,6 +24,7 @@ PUBLIC = [
     "PPO",
     "AccordError",
     "AccordWarning",
+    "CSFTRecipe",
     "ConfigError",
     "DataError",
     "DistillRecipe",

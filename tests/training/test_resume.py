@@ -49,7 +49,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "remax": ("remax", {"train": {"iterations": 4}}),
     "rejection": ("rejection", {"train": {"iterations": 4, "batch_size": 8}, "adapter": {"dropout": 0.1}}),
-    "distill": ("distill", {"train": {"iterations": 4}, "data": {"path": "ptx.jsonl"}, "algorithm": {"on_policy": 0.6}}),
+    "distill": (
+        "distill",
+        {"train": {"iterations": 4}, "data": {"path": "ptx.jsonl"}, "algorithm": {"on_policy": 0.6}},
+    ),
     "ppo_full": ("ppo", {"adapter": None, "train": {"iterations": 4, "learning_rate": 1e-3}}),
 }
 

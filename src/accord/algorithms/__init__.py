@@ -1,6 +1,7 @@
 """One small file an algorithm: it turns examples or scored rollouts into token batches and names its loss."""
 
 from accord.algorithms.base import Algorithm, Denominators, Metrics, RoleUpdate
+from accord.algorithms.csft import CSFT
 from accord.algorithms.distill import Distill
 from accord.algorithms.grpo import GRPO
 from accord.algorithms.ppo import PPO
@@ -18,6 +19,7 @@ ALGORITHMS: dict[str, type] = {
     "rloo": RLOO,
     "grpo": GRPO,
     "reinforce": Reinforce,
+    "csft": CSFT,
     "distill": Distill,
     "rejection": Rejection,
     "remax": ReMax,
@@ -26,6 +28,7 @@ ALGORITHMS: dict[str, type] = {
 
 __all__ = [
     "ALGORITHMS",
+    "CSFT",
     "GRPO",
     "PPO",
     "RLOO",

@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rloo": ("accord.cli.train", "REINFORCE leave-one-out: groups of responses, no critic"),
     "grpo": ("accord.cli.train", "group relative policy optimisation, with DAPO, Dr. GRPO, GSPO and CISPO as options"),
     "reinforce": ("accord.cli.train", "REINFORCE++: PPO's loss without a critic"),
+    "csft": ("accord.cli.train", "conditional fine-tuning: good and bad answers, each under its label"),
     "distill": ("accord.cli.train", "on-policy distillation from a teacher"),
     "rejection": ("accord.cli.train", "best-of-n fine-tuning: sample, keep the best, learn them"),
     "remax": ("accord.cli.train", "REINFORCE against the greedy response: no critic"),
@@ -30,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 GROUPS = {
     "Start here": ("quickstart",),
-    "Train": ("sft", "reward", "ppo", "rloo", "grpo", "reinforce", "remax", "rejection", "distill"),
+    "Train": ("sft", "reward", "ppo", "rloo", "grpo", "reinforce", "remax", "rejection", "distill", "csft"),
     "Use": ("generate", "merge"),
     "Look": ("data", "report"),
 }

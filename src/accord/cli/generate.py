@@ -41,6 +41,7 @@ def run(command: str, words: list[str]) -> int:
             top_p=options.top_p,
             stop=tuple(options.stop),
             seed=options.seed,
+            label=options.label,
         ),
     )
     rows = [
@@ -83,5 +84,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--stop", action="append", default=[], help="a text that ends a response; may be repeated")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same responses (default: 0)")
+    parser.add_argument("--label", help="for a model of `accord csft`: the label to ask for (default: its best)")
     parser.add_argument("--output", type=Path, help="write JSON lines to this file instead of printing")
     return parser

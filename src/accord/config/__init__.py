@@ -7,6 +7,8 @@ from accord.config.model import CriticConfig, LoraConfig, ModelConfig, Reference
 from accord.config.recipe import ExampleRecipe, Recipe, RolloutRecipe
 from accord.config.recipes import (
     RECIPES,
+    CSFTConfig,
+    CSFTRecipe,
     DistillConfig,
     DistillRecipe,
     GRPOConfig,
@@ -33,6 +35,8 @@ from accord.config.train import ExampleTrain, PlacementConfig, RolloutTrain, Tra
 __all__ = [
     "RECIPES",
     "AlgorithmConfig",
+    "CSFTConfig",
+    "CSFTRecipe",
     "CriticConfig",
     "DataConfig",
     "DistillConfig",

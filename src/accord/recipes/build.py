@@ -75,10 +75,10 @@ def load_split(recipe: Recipe, encode: Callable[[Loaded, DataConfig], Encoded[T]
         DataError: see `read_records` and the encoders.
     """
     config = recipe.data
-    train, facts = read_rows(config, recipe.reads, encode)
+    train, facts = read_rows(config, recipe.rows_become, encode)
     held_out: list[T] = []
     if config.eval_path is not None:
-        held_out, held_facts = read_rows(config, recipe.reads, encode, config.eval_path)
+        held_out, held_facts = read_rows(config, recipe.rows_become, encode, config.eval_path)
         facts["held out"] = held_facts["data"]
     elif config.eval_fraction > 0:
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
@@ -95,7 +95,7 @@ def load_split(recipe: Recipe, encode: Callable[[Loaded, DataConfig], Encoded[T]
 
 def read_rows(
     config: DataConfig,
-    want: type[Record],
+    want: type[Record] | None,
     encode: Callable[[Loaded, DataConfig], Encoded[T]],
     path: str | None = None,
 ) -> tuple[list[T], dict[str, str]]:

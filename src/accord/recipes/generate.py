@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from accord.config import LoraConfig, ModelConfig, PlacementConfig, ReferenceConfig
 from accord.data import EncodedPrompt
+from accord.data.conditioning import read_conditioning
 from accord.errors import ConfigError
 from accord.model.device import choose_device
 from accord.recipes.build import check_context, open_model
@@ -29,6 +30,8 @@ class GenerateOptions:
     stop: tuple[str, ...] = ()
     max_sequences: int = 64
     seed: int = 0
+    label: str | None = None
+    """For a model of conditional fine-tuning, what to ask for; by default its best label."""
 
     def __post_init__(self) -> None:
         rules = {
@@ -78,6 +81,13 @@ def generate(
     )
     engine = NativeEngine(roles, options.max_sequences, role="reference")
     collector = Collector(engine, None, roles.tokenizer, sampling, options.samples, options.seed)
+    conditioning = read_conditioning(model.path)
+    if conditioning is not None:
+        prompts = [conditioning.apply(text, options.label) for text in prompts]
+    elif options.label is not None:
+        raise ConfigError(
+            f"label {options.label!r}: {model.path} was not trained with labels (`accord csft` does that)"
+        )
     encoded = [EncodedPrompt(encoder.encode_prompt(text), encoder.prompt_text(text)) for text in prompts]
     longest = max((len(prompt.ids) for prompt in encoded), default=0)
     check_context(roles, longest + options.max_new_tokens, "the prompt or max_new_tokens")

@@ -52,7 +52,7 @@ def build_rollouts(
     roles, encoder, ranks = start(recipe)
     _check_ranks(recipe, ranks)
     scorer = add_roles(recipe, roles)
-    rewards = MixedReward([(_reward(term, functions, scorer), term.weight) for term in recipe.reward])
+    rewards = MixedReward([(make_reward(term, functions, scorer), term.weight) for term in recipe.reward])
 
     def encode(loaded: Loaded, config: DataConfig) -> Encoded[EncodedPrompt]:
         return encode_prompts(loaded, encoder, recipe.prompt_limit, config.too_long, config.on_bad_row)
@@ -125,20 +125,24 @@ def add_roles(recipe: RolloutRecipe, roles: Roles) -> Scorer:
     critic = getattr(recipe, "critic", None)
     for path in (recipe.reference.path, getattr(critic, "path", None)):
         if path is not None:
-            _check_tokenizer(path, roles)
+            check_tokenizer(path, roles)
     roles.add_policy(critic)
     roles.add_reference(recipe.reference)
     for term in recipe.reward:
         if term.model is not None:
-            _check_tokenizer(term.model, roles)
+            check_tokenizer(term.model, roles)
             roles.add_reward(term.model, f"reward/{term.label}")
     if critic is not None:
         roles.add_critic(critic)
     return Scorer(roles, recipe.train.micro_batch_tokens, recipe.rollout.temperature)
 
 
-def _check_tokenizer(path: str, roles: Roles) -> None:
-    """Reference, critic and reward read the policy's token ids, so they must mean the same by them."""
+def check_tokenizer(path: str, roles: Roles) -> None:
+    """Reference, critic and reward read the policy's token ids, so they must mean the same by them.
+
+    Raises:
+        ModelError: they do not.
+    """
     location = locate(path)
     config = roles.config.model_copy(update={"path": path})
     if load_tokenizer(config, location).get_vocab() != roles.tokenizer.get_vocab():
@@ -148,7 +152,8 @@ def _check_tokenizer(path: str, roles: Roles) -> None:
         )
 
 
-def _reward(term: RewardTerm, functions: Mapping[str, Callable[..., Any]], scorer: Scorer) -> RewardSource:
+def make_reward(term: RewardTerm, functions: Mapping[str, Callable[..., Any]], scorer: Scorer) -> RewardSource:
+    """The source that a term of the recipe names; its role, if it is a model, is there already."""
     if term.model is not None:
         return ModelReward(scorer, f"reward/{term.label}", term.label)
     return FunctionReward(functions[term.label], term.label)

@@ -62,6 +62,7 @@ DISTILL = (
     Column("ended", "sampling/finished_fraction"),
     *SPEED,
 )
+LOSS = (Column("loss", "sft/loss"), *SPEED)
 COLUMNS: dict[str, tuple[Column, ...]] = {
     "sft": (Column("loss", "sft/loss"), Column("perplexity", "sft/perplexity", 11), *SPEED),
     "reward": (
@@ -74,6 +75,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     "rloo": ROLLOUTS,
     "grpo": ROLLOUTS,
     "reinforce": ROLLOUTS,
+    "csft": LOSS,
     "distill": DISTILL,
     "rejection": REJECTION,
     "remax": ROLLOUTS,

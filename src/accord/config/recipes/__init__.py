@@ -1,6 +1,7 @@
 """One file an algorithm: its own options, and its recipe."""
 
 from accord.config.recipe import Recipe
+from accord.config.recipes.csft import CSFTConfig, CSFTRecipe
 from accord.config.recipes.distill import DistillConfig, DistillRecipe
 from accord.config.recipes.grpo import GRPOConfig, GRPORecipe
 from accord.config.recipes.ppo import PPOConfig, PPORecipe
@@ -18,6 +19,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "rloo": RLOORecipe,
     "grpo": GRPORecipe,
     "reinforce": ReinforceRecipe,
+    "csft": CSFTRecipe,
     "distill": DistillRecipe,
     "rejection": RejectionRecipe,
     "remax": ReMaxRecipe,
@@ -26,6 +28,8 @@ RECIPES: dict[str, type[Recipe]] = {
 
 __all__ = [
     "RECIPES",
+    "CSFTConfig",
+    "CSFTRecipe",
     "DistillConfig",
     "DistillRecipe",
     "GRPOConfig",

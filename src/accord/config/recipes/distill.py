@@ -51,6 +51,6 @@ class DistillRecipe(RolloutRecipe):
         return self
 
     @property
-    def rows_become(self) -> type[Record]:
+    def rows_become(self) -> type[Record] | None:
         """Completions are needed as soon as some iterations learn from them."""
         return Prompt if self.algorithm.on_policy == 1 else Example
