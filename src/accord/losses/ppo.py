@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from accord.losses.surrogate import clipped_surrogate, log_ratios, ratio_metrics
+from accord.losses.surrogate import clipped_surrogate, log_ratios_of, ratio_metrics
 from accord.ops.kl import kl_per_token
 from accord.ops.masking import masked_sum
 
@@ -43,12 +43,21 @@ def ppo_policy(
     Returns:
         The loss (scalar) and `ppo/policy/*`, `ppo/loss/policy`, `objective/entropy`.
     """
-    log_ratio_T = log_ratios(logprobs_T, old_logprobs_T, mask_T)
-    losses_T, held_T = clipped_surrogate(log_ratio_T, advantages_T.masked_fill(~mask_T, 0.0), clip, clip, dual_clip)
+    log_ratio_T = log_ratios_of(logprobs=logprobs_T, old_logprobs=old_logprobs_T, mask=mask_T)
+    losses_T, held_T = clipped_surrogate(
+        log_ratios=log_ratio_T,
+        advantages=advantages_T.masked_fill(~mask_T, 0.0),
+        clip_low=clip,
+        clip_high=clip,
+        dual_clip=dual_clip,
+    )
     if weights_T is not None:
         losses_T = losses_T * weights_T.masked_fill(~mask_T, 0.0)
     surrogate = masked_sum(losses_T, mask_T) / tokens
-    metrics = {"ppo/loss/policy": surrogate, **ratio_metrics(log_ratio_T, held_T, mask_T, tokens)}
+    metrics = {
+        "ppo/loss/policy": surrogate,
+        **ratio_metrics(log_ratios=log_ratio_T, held=held_T, mask=mask_T, count=tokens),
+    }
     loss = surrogate
     if entropies_T is not None:
         entropy = masked_sum(entropies_T, mask_T) / tokens

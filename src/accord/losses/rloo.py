@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from accord.losses.surrogate import clipped_surrogate, log_ratios, ratio_metrics
+from accord.losses.surrogate import clipped_surrogate, log_ratios_of, ratio_metrics
 
 
 def rloo(
@@ -35,9 +35,12 @@ def rloo(
     Returns:
         The loss (scalar) and `ppo/policy/*`, `ppo/loss/policy`.
     """
-    log_ratio_N = log_ratios(logprobs_N, old_logprobs_N)
-    losses_N, held_N = clipped_surrogate(log_ratio_N, advantages_N, clip, clip)
+    log_ratio_N = log_ratios_of(logprobs=logprobs_N, old_logprobs=old_logprobs_N)
+    losses_N, held_N = clipped_surrogate(log_ratios=log_ratio_N, advantages=advantages_N, clip_low=clip, clip_high=clip)
     loss = (losses_N if weights_N is None else losses_N * weights_N).sum() / sequences
     all_N = torch.ones_like(held_N)
-    metrics = {"ppo/loss/policy": loss, **ratio_metrics(log_ratio_N, held_N, all_N, sequences)}
+    metrics = {
+        "ppo/loss/policy": loss,
+        **ratio_metrics(log_ratios=log_ratio_N, held=held_N, mask=all_N, count=sequences),
+    }
     return loss, {name: value.detach() for name, value in metrics.items()}

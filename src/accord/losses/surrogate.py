@@ -10,7 +10,7 @@ MAX_LOG_RATIO = 20.0
 
 
 def clipped_surrogate(
-    log_ratios: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float | None = None
+    *, log_ratios: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """Loss of each action, and which are held: no gradient flows through those.
 
@@ -19,7 +19,7 @@ def clipped_surrogate(
         dual clip: for A < 0 at most dual_clip |A|                          (Ye et al. 2019, arXiv:1912.09729, equation 5)
 
     Args:
-        log_ratios: log p - log p_old of each token or response, any shape; see `log_ratios`.
+        log_ratios: log p - log p_old of each token or response, any shape; see `log_ratios_of`.
         advantages: same shape.
         clip_low, clip_high: half-widths of the ratio's free range.
         dual_clip: above 1, or `None`.
@@ -34,7 +34,7 @@ def clipped_surrogate(
     return torch.where(beyond, limits, losses), held | beyond
 
 
-def log_ratios(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor | None = None) -> Tensor:
+def log_ratios_of(*, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor | None = None) -> Tensor:
     """log p - log p_old, kept where exp is finite; 0 off the mask."""
     difference = logprobs - old_logprobs
     if mask is not None:
@@ -42,7 +42,7 @@ def log_ratios(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor | None = Non
     return difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
-def ratio_metrics(log_ratios: Tensor, held: Tensor, mask: Tensor, count: Tensor) -> dict[str, Tensor]:
+def ratio_metrics(*, log_ratios: Tensor, held: Tensor, mask: Tensor, count: Tensor) -> dict[str, Tensor]:
     """`ppo/policy/*`: means over the actions on the mask, of which the whole step has `count`."""
 
     def mean(values: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ REJECTION = (
     *SPEED,
 )
 DISTILL = (
-    Column("divergence", "distill/loss", 11),
+    Column("divergence", "distill/divergence", 11),
     Column("length", "sampling/length_mean"),
     Column("ended", "sampling/finished_fraction"),
     *SPEED,

@@ -193,7 +193,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
         M("remax/greedy_mean", "Mean score of the greedy responses, shaped as the others: ReMax's baseline.",
           "Rises with the score, and stays near it.", "Far above the score: sampling at this temperature is much worse than "
           "greedy.", unit="reward"),
-        M("distill/loss", "Divergence of the student from the teacher, mean over the tokens learnt.",
+        M("distill/divergence", "Divergence of the student from the teacher, mean over the tokens learnt.",
           "Falls quickly, then slowly.", "Flat: raise the learning rate, or look whether the teacher knows the task.",
           unit="nats/token"),
         M("distill/on_policy", "1 where the iteration learnt from the student's own responses, 0 where from the data's.",
