@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from accord.config import (
         BCORecipe,
         CPORecipe,
+        CSFTRecipe,
         DistillRecipe,
         DPORecipe,
         GRPORecipe,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
         SFTRecipe,
         SimPORecipe,
     )
-    from accord.model.adapters import merge
+    from accord.model.merging import merge
     from accord.recipes import train
     from accord.recipes.generate import generate
     from accord.recipes.session import PPO
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "BCORecipe": "accord.config",
     "CPORecipe": "accord.config",
+    "CSFTRecipe": "accord.config",
     "DPORecipe": "accord.config",
     "DistillRecipe": "accord.config",
     "GRPORecipe": "accord.config",
@@ -69,7 +71,7 @@ _LAZY = {
     "SFTRecipe": "accord.config",
     "SimPORecipe": "accord.config",
     "generate": "accord.recipes.generate",
-    "merge": "accord.model.adapters",
+    "merge": "accord.model.merging",
     "train": "accord.recipes",
 }
 
@@ -79,6 +81,7 @@ __all__ = [
     "AccordWarning",
     "BCORecipe",
     "CPORecipe",
+    "CSFTRecipe",
     "ConfigError",
     "DPORecipe",
     "DataError",

@@ -31,7 +31,10 @@ def fault(recipe, *layers) -> str:
             {"reward": [{"model": "m"}, {"model": "m", "wieght": 2}]},
             "unknown key `reward.1.wieght`: did you mean `weight`?",
         ),
-        ({"rollout": {"xyz": 1}}, "unknown key `rollout.xyz`: known keys here: engine, max_new_tokens, max_sequences,"),
+        (
+            {"rollout": {"xyz": 1}},
+            "unknown key `rollout.xyz`: known keys here: dynamic_sampling, engine, max_new_tokens,",
+        ),
         ({"train": {"steps": 3}}, "unknown key `train.steps`"),  # a rollout recipe counts iterations
     ],
 )
@@ -223,6 +226,8 @@ def test_an_exponent_without_a_point_is_a_number_in_a_file_too(least, tmp_path):
     assert build(SFTRecipe, load(tmp_path / "a.yaml")).train.learning_rate == 1e-5
 
 
+NEEDED = {"distill": {"teacher": "t"}}
+"""What a recipe must be given besides."""
 RICH = {
     "sft": {
         "train": {"steps": 5},
@@ -242,7 +247,7 @@ RICH = {
 @pytest.mark.parametrize("change", [{}, RICH], ids=["defaults", "rich"])
 @pytest.mark.parametrize("name", RECIPES)
 def test_dump_load_build_is_the_identity(least, tmp_path, name, change):
-    recipe = build(RECIPES[name], least, change.get(name, {}))
+    recipe = build(RECIPES[name], least, NEEDED.get(name, {}), change.get(name, {}))
     file = tmp_path / "config.yaml"
     file.write_text(dump(recipe), encoding="utf-8")
     again = build(RECIPES[name], load(file))

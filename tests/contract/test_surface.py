@@ -26,6 +26,7 @@ PUBLIC = [
     "AccordWarning",
     "BCORecipe",
     "CPORecipe",
+    "CSFTRecipe",
     "ConfigError",
     "DPORecipe",
     "DataError",

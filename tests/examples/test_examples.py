@@ -33,6 +33,9 @@ PAGES = sorted(
 )
 MINIMAL = {"model": {"path": "MODEL"}, "data": {"path": "rows.jsonl"}, "output": "runs/x"}
 
+NEEDED = {"distill": {"teacher": "TEACHER"}}
+"""What a recipe needs besides."""
+
 PROMISED = {
     "01_raw_loop": ("start/model.safetensors", "model/model.safetensors", "model/tokenizer.json"),
     "02_session": (
@@ -180,7 +183,14 @@ def test_commands_in_a_page_exist_and_so_do_their_options(page: Path) -> None:
             file = options.pop(0)
             assert not file.startswith("examples/") or (ROOT / file).is_file(), words
         two_rewards = {"reward": ["a.py:f", "a.py:g"]} if words[0] == "ppo" else {}
-        build(RECIPES[words[0]], MINIMAL, {"model": {"path": "M"}}, two_rewards, parse_overrides(options))
+        build(
+            RECIPES[words[0]],
+            MINIMAL,
+            NEEDED.get(words[0], {}),
+            {"model": {"path": "M"}},
+            two_rewards,
+            parse_overrides(options),
+        )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -205,9 +215,9 @@ def test_links_and_test_files_of_a_page_exist(page: Path) -> None:
 def test_options_of_a_method_are_told_with_their_defaults(kind: str) -> None:
     page = (ROOT / "docs" / "algorithms" / f"{kind}.md").read_text(encoding="utf-8")
     told = dict(re.findall(r"^\| `([a-z_]+\.[a-z_.]+)` \| ([^|;]+?)(?:;[^|]*)? \|", page, re.MULTILINE))
-    recipe = build(RECIPES[kind], MINIMAL).model_dump(mode="json")
+    recipe = build(RECIPES[kind], MINIMAL, NEEDED.get(kind, {})).model_dump(mode="json")
     for key, default in told.items():
-        actual = recipe
+        actual: Any = recipe
         for part in key.split("."):
             actual = actual[part]
         stated = parse_overrides(["--value", default.strip("`")])["value"]

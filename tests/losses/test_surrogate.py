@@ -24,7 +24,13 @@ from accord.losses.surrogate import clipped_surrogate
 )
 def test_dual_clip_by_hand(ratio, advantage, loss, held):
     log_ratio = torch.tensor([math.log(ratio)], dtype=torch.float64, requires_grad=True)
-    losses, is_held = clipped_surrogate(log_ratio, torch.tensor([advantage], dtype=torch.float64), 0.2, 0.2, 3.0)
+    losses, is_held = clipped_surrogate(
+        log_ratios=log_ratio,
+        advantages=torch.tensor([advantage], dtype=torch.float64),
+        clip_low=0.2,
+        clip_high=0.2,
+        dual_clip=3.0,
+    )
     assert losses.item() == pytest.approx(loss) and is_held.item() is held
     losses.sum().backward()
     assert (log_ratio.grad.item() == 0.0) is held

@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from accord.config import LoraConfig
 from accord.errors import ConfigError, ModelError
-from accord.model.adapters import AdapterSet, merge
+from accord.model.adapters import AdapterSet
 from accord.model.export import save_policy
+from accord.model.merging import merge
 from accord.model.methods import peft_config
 from model.kinds import KINDS, VIRTUAL, plain_policy
 

@@ -40,6 +40,10 @@ def completions(count: int = 12) -> list[dict[str, Any]]:
     ]
 
 
+def scored(count: int = 12) -> list[dict[str, Any]]:
+    return [row | {"score": i % 5 - 2} for i, row in enumerate(completions(count))]
+
+
 def pairs(count: int = 12) -> list[dict[str, Any]]:
     return [
         {"prompt": f"the film {i} was", "chosen": " good and fine", "rejected": " odd and slow"} for i in range(count)
@@ -83,6 +87,8 @@ ROWS = {
 }
 ROWS |= dict.fromkeys(("dpo", "orpo", "simpo", "cpo"), pairs)
 ROWS |= {"remax": prompts, "rejection": prompts, "distill": prompts}
+ROWS = {"sft": completions, "reward": pairs, "ppo": prompts, "rloo": prompts, "grpo": prompts, "reinforce": prompts}
+ROWS |= {"remax": prompts, "rejection": prompts, "distill": prompts, "csft": scored}
 
 
 def recipe_dict(kind: str, model: Path | str, folder: Path, over: Mapping[str, Any] | None = None) -> dict[str, Any]:

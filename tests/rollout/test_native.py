@@ -72,8 +72,8 @@ def test_greedy_equals_transformers_token_for_token(family, model_folder, reques
 
 
 def test_an_adapter_s_policy_is_what_samples(model_folder, requests_, shake, tmp_path: Path) -> None:
-    from accord.model.adapters import merge
     from accord.model.export import save_policy
+    from accord.model.merging import merge
 
     roles = roles_of(model_folder("llama"), LoraConfig(r=4))
     roles.add_reference(ReferenceConfig())

@@ -3,6 +3,7 @@
 from accord.algorithms.base import Algorithm, Denominators, Metrics, RoleUpdate
 from accord.algorithms.bco import BCO
 from accord.algorithms.cpo import CPO
+from accord.algorithms.csft import CSFT
 from accord.algorithms.distill import Distill
 from accord.algorithms.dpo import DPO
 from accord.algorithms.grpo import GRPO
@@ -31,6 +32,7 @@ ALGORITHMS: dict[str, type] = {
     "cpo": CPO,
     "kto": KTO,
     "bco": BCO,
+    "csft": CSFT,
     "distill": Distill,
     "rejection": Rejection,
     "remax": ReMax,
@@ -41,6 +43,7 @@ __all__ = [
     "ALGORITHMS",
     "BCO",
     "CPO",
+    "CSFT",
     "DPO",
     "GRPO",
     "KTO",

@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "cpo": ("accord.cli.train", "contrastive preference optimisation: no reference, and a likelihood term"),
     "kto": ("accord.cli.train", "Kahneman-Tversky optimisation: learn from thumbs up and down"),
     "bco": ("accord.cli.train", "binary classifier optimisation: learn from thumbs up and down"),
+    "csft": ("accord.cli.train", "conditional fine-tuning: good and bad answers, each under its label"),
     "distill": ("accord.cli.train", "on-policy distillation from a teacher"),
     "rejection": ("accord.cli.train", "best-of-n fine-tuning: sample, keep the best, learn them"),
     "remax": ("accord.cli.train", "REINFORCE against the greedy response: no critic"),

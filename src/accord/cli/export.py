@@ -25,7 +25,7 @@ def run(command: str, words: list[str]) -> int:
     if options.merge is not None:
         import torch
 
-        from accord.model.adapters import merge
+        from accord.model.merging import merge
 
         folder = merge(options.model, options.merge, getattr(torch, options.dtype or "float32"))
         print(f"merged {options.model} into its base: {folder}")

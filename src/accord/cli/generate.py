@@ -47,6 +47,7 @@ def run(command: str, words: list[str]) -> int:
             top_p=options.top_p,
             stop=tuple(options.stop),
             seed=options.seed,
+            label=options.label,
         ),
         rewards=[_reward_term(text) for text in options.reward],
     )
@@ -146,5 +147,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--best-of", type=int, help="sample so many responses to each prompt, and give the best")
     parser.add_argument("--all", action="store_true", help="with --best-of: give all of them, the best one marked")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same responses (default: 0)")
+    parser.add_argument("--label", help="for a model of `accord csft`: the label to ask for (default: its best)")
     parser.add_argument("--output", type=Path, help="write JSON lines to this file instead of printing")
     return parser

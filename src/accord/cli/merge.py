@@ -26,7 +26,7 @@ def run(command: str, words: list[str]) -> int:
         raise RunError(f"{options.output} is not empty or no folder; choose another, nothing was changed")
     import torch
 
-    from accord.model.adapters import merge
+    from accord.model.merging import merge
 
     merge(options.adapter, options.output, getattr(torch, options.dtype))
     print(f"merged {options.adapter} into its base: {options.output} ({options.dtype})")

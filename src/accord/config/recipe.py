@@ -79,8 +79,8 @@ class Recipe(Section):
         return self
 
     @property
-    def rows_become(self) -> type[Record]:
-        """What a row of its data becomes, with these settings."""
+    def rows_become(self) -> type[Record] | None:
+        """What a row of its data becomes, with these settings; `None`: what its columns make of it."""
         return self.reads
 
     def warnings(self) -> list[str]:

@@ -16,7 +16,7 @@ def distill(*, divergences_T: Tensor, mask_T: Tensor, tokens: Tensor) -> tuple[T
         tokens: number of these of the whole step, scalar.
 
     Returns:
-        The loss (scalar) and `distill/loss`.
+        The loss (scalar) and `distill/divergence`.
     """
     loss = masked_sum(divergences_T, mask_T) / tokens
-    return loss, {"distill/loss": loss.detach()}
+    return loss, {"distill/divergence": loss.detach()}

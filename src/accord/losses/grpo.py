@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from accord.losses.surrogate import clipped_surrogate, log_ratios, ratio_metrics
+from accord.losses.surrogate import clipped_surrogate, log_ratios_of, ratio_metrics
 from accord.ops.masking import masked_sum
 
 
@@ -45,7 +45,7 @@ def grpo(
     Returns:
         The loss (scalar) and `ppo/policy/*`, `ppo/loss/policy`; the metrics are means over tokens.
     """
-    log_ratio_T = log_ratios(logprobs=logprobs_T, old_logprobs=old_logprobs_T, mask=mask_T)
+    log_ratio_T = log_ratios_of(logprobs=logprobs_T, old_logprobs=old_logprobs_T, mask=mask_T)
     if sequence_T is not None:
         log_ratio_T = _of_sequence(log_ratio_T, mask_T, sequence_T)
     advantages_T = advantages_T.masked_fill(~mask_T, 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from accord.losses.surrogate import clipped_surrogate, log_ratios, ratio_metrics
+from accord.losses.surrogate import clipped_surrogate, log_ratios_of, ratio_metrics
 from accord.ops.kl import kl_per_token
 from accord.ops.masking import masked_sum
 
@@ -43,7 +43,7 @@ def ppo_policy(
     Returns:
         The loss (scalar) and `ppo/policy/*`, `ppo/loss/policy`, `objective/entropy`.
     """
-    log_ratio_T = log_ratios(logprobs=logprobs_T, old_logprobs=old_logprobs_T, mask=mask_T)
+    log_ratio_T = log_ratios_of(logprobs=logprobs_T, old_logprobs=old_logprobs_T, mask=mask_T)
     losses_T, held_T = clipped_surrogate(
         log_ratios=log_ratio_T,
         advantages=advantages_T.masked_fill(~mask_T, 0.0),

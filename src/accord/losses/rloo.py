@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from accord.losses.surrogate import clipped_surrogate, log_ratios, ratio_metrics
+from accord.losses.surrogate import clipped_surrogate, log_ratios_of, ratio_metrics
 
 
 def rloo(
@@ -35,7 +35,7 @@ def rloo(
     Returns:
         The loss (scalar) and `ppo/policy/*`, `ppo/loss/policy`.
     """
-    log_ratio_N = log_ratios(logprobs=logprobs_N, old_logprobs=old_logprobs_N)
+    log_ratio_N = log_ratios_of(logprobs=logprobs_N, old_logprobs=old_logprobs_N)
     losses_N, held_N = clipped_surrogate(log_ratios=log_ratio_N, advantages=advantages_N, clip_low=clip, clip_high=clip)
     loss = (losses_N if weights_N is None else losses_N * weights_N).sum() / sequences
     all_N = torch.ones_like(held_N)

@@ -19,7 +19,7 @@ def clipped_surrogate(
         dual clip: for A < 0 at most dual_clip |A|                          (Ye et al. 2019, arXiv:1912.09729, equation 5)
 
     Args:
-        log_ratios: log p - log p_old of each token or response, any shape; see `log_ratios`.
+        log_ratios: log p - log p_old of each token or response, any shape; see `log_ratios_of`.
         advantages: same shape.
         clip_low, clip_high: half-widths of the ratio's free range.
         dual_clip: above 1, or `None`.
@@ -34,7 +34,7 @@ def clipped_surrogate(
     return torch.where(beyond, limits, losses), held | beyond
 
 
-def log_ratios(*, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor | None = None) -> Tensor:
+def log_ratios_of(*, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor | None = None) -> Tensor:
     """log p - log p_old, kept where exp is finite; 0 off the mask."""
     difference = logprobs - old_logprobs
     if mask is not None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from accord.config import AdapterConfig, CriticConfig, ModelConfig, ReferenceConfig
 from accord.errors import ModelError
-from accord.model.adapters import SCORE, AdapterSet, check_mergeable, has_virtual_tokens
+from accord.model.adapters import SCORE, AdapterSet
 from accord.model.critic import read_value_head, saved_critic
 from accord.model.forward import Role
 from accord.model.heads import ScalarHead
@@ -29,6 +29,7 @@ from accord.model.loading import (
     trunk_of,
     weight_type,
 )
+from accord.model.merging import check_mergeable, has_virtual_tokens
 from accord.model.methods import peft_config
 from accord.model.prompts import VirtualTokens
 from accord.model.sharing import share_layers

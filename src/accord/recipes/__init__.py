@@ -14,6 +14,7 @@ from accord.model.publish import check_folder, check_push, push
 from accord.recipes import (
     bco,
     cpo,
+    csft,
     distill,
     dpo,
     grpo,
@@ -45,6 +46,7 @@ BUILDERS: dict[str, Callable[[Any], Parts]] = {
     "cpo": cpo.build,
     "kto": kto.build,
     "bco": bco.build,
+    "csft": csft.build,
     "distill": distill.build,
     "rejection": rejection.build,
     "remax": remax.build,

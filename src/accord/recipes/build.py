@@ -13,9 +13,9 @@ from accord.config import AdapterConfig, DataConfig, ExampleTrain, ModelConfig, 
 from accord.config.optim import OWN_SCHEDULES
 from accord.data import Encoded, Encoder, Loaded, read_records, set_chat_template, stop_ids
 from accord.errors import ConfigError, ModelError
-from accord.model.adapters import has_virtual_tokens, method_of_folder
 from accord.model.device import choose_device
 from accord.model.loading import load_tokenizer, locate, read_config
+from accord.model.merging import has_virtual_tokens, method_of_folder
 from accord.model.roles import Roles
 from accord.recipes.family import check_family, reading_facts
 from accord.training.loop import seed_everything
@@ -159,7 +159,7 @@ def load_split(recipe: Recipe, encode: Callable[[Loaded, DataConfig], Encoded[T]
 
 def read_rows(
     config: DataConfig,
-    want: type[Record],
+    want: type[Record] | None,
     encode: Callable[[Loaded, DataConfig], Encoded[T]],
     path: str | None = None,
 ) -> tuple[list[T], dict[str, str]]:

@@ -12,6 +12,7 @@ from accord.config import LoraConfig, ModelConfig, PlacementConfig, ReferenceCon
 from accord.config.base import Section
 from accord.config.reward import refuse_same_labels
 from accord.data import EncodedPrompt, Encoder
+from accord.data.conditioning import read_conditioning
 from accord.errors import ConfigError
 from accord.model.device import choose_device
 from accord.model.scorer import Scorer
@@ -40,6 +41,8 @@ class GenerateOptions:
     stop: tuple[str, ...] = ()
     max_sequences: int = 64
     seed: int = 0
+    label: str | None = None
+    """For a model of conditional fine-tuning, what to ask for; by default its best label."""
 
     def __post_init__(self) -> None:
         rules = {
@@ -116,7 +119,8 @@ def generate(
     )
     engine = NativeEngine(roles, options.max_sequences, role="reference")
     collector = Collector(engine, scores, roles.tokenizer, sampling, options.samples, options.seed)
-    encoded = [_encoded(encoder, prompt) for prompt in prompts]
+    asked = _labelled(model, prompts, options.label)
+    encoded = [_encoded(encoder, prompt) for prompt in asked]
     longest = max((len(prompt.ids) for prompt in encoded), default=0)
     check_context(roles, longest + options.max_new_tokens, "the prompt or max_new_tokens")
     rollouts = collector.collect(encoded, 0, progress).rollouts
@@ -133,6 +137,21 @@ def _with_samples(options: GenerateOptions, best_of: int, terms: Sequence[Reward
     if options.temperature == 0 and best_of > 1:
         raise ConfigError(f"at temperature 0 all {best_of} responses would be the same: raise the temperature")
     return replace(options, samples=best_of)
+
+
+def _labelled(model: ModelConfig, prompts: Sequence[Text | Prompt], label: str | None) -> Sequence[Text | Prompt]:
+    """The prompts as a model of `accord csft` reads them: with the label that is wanted, by default the best."""
+    conditioning = read_conditioning(model.path)
+    if conditioning is None:
+        if label is not None:
+            raise ConfigError(f"label {label!r}: {model.path} was not trained with labels (`accord csft` does that)")
+        return prompts
+    return [
+        replace(prompt, prompt=conditioning.apply(prompt.prompt, label))
+        if isinstance(prompt, Prompt)
+        else conditioning.apply(prompt, label)
+        for prompt in prompts
+    ]
 
 
 def _encoded(encoder: Encoder, prompt: Text | Prompt) -> EncodedPrompt:

@@ -63,11 +63,12 @@ REJECTION = (
     *SPEED,
 )
 DISTILL = (
-    Column("divergence", "distill/loss", 11),
+    Column("divergence", "distill/divergence", 11),
     Column("length", "sampling/length_mean"),
     Column("ended", "sampling/finished_fraction"),
     *SPEED,
 )
+LOSS = (Column("loss", "sft/loss"), *SPEED)
 COLUMNS: dict[str, tuple[Column, ...]] = {
     "sft": (Column("loss", "sft/loss"), Column("perplexity", "sft/perplexity", 11), *SPEED),
     "reward": (
@@ -98,6 +99,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         *SPEED,
     ),
     "bco": (Column("loss", "bco/loss"), Column("accuracy", "bco/accuracy"), *LABELLED, *SPEED),
+    "csft": LOSS,
     "distill": DISTILL,
     "rejection": REJECTION,
     "remax": ROLLOUTS,

@@ -3,6 +3,7 @@
 from accord.config.recipe import Recipe
 from accord.config.recipes.bco import BCOConfig, BCORecipe
 from accord.config.recipes.cpo import CPOConfig, CPORecipe
+from accord.config.recipes.csft import CSFTConfig, CSFTRecipe
 from accord.config.recipes.distill import DistillConfig, DistillRecipe
 from accord.config.recipes.dpo import DPOConfig, DPORecipe
 from accord.config.recipes.grpo import GRPOConfig, GRPORecipe
@@ -30,6 +31,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "cpo": CPORecipe,
     "kto": KTORecipe,
     "bco": BCORecipe,
+    "csft": CSFTRecipe,
     "distill": DistillRecipe,
     "rejection": RejectionRecipe,
     "remax": ReMaxRecipe,
@@ -42,6 +44,8 @@ __all__ = [
     "BCORecipe",
     "CPOConfig",
     "CPORecipe",
+    "CSFTConfig",
+    "CSFTRecipe",
     "DPOConfig",
     "DPORecipe",
     "DistillConfig",

@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from accord.config.algorithm import RolloutAlgorithm
 from accord.config.recipe import RolloutRecipe
-from accord.types import Example, Prompt, Record
 
 
 class DistillConfig(RolloutAlgorithm):
@@ -49,8 +48,3 @@ class DistillRecipe(RolloutRecipe):
         if self.reference.path != self.teacher:
             raise ValueError("the teacher is what the student is compared with; leave `reference` out")
         return self
-
-    @property
-    def rows_become(self) -> type[Record]:
-        """Completions are needed as soon as some iterations learn from them."""
-        return Prompt if self.algorithm.on_policy == 1 else Example

@@ -1,0 +1,85 @@
+"""Conditional fine-tuning from rows to answers: what is asked for is what is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from accord.config import ModelConfig
+from accord.data.conditioning import read_conditioning
+from accord.errors import ConfigError
+from accord.recipes.generate import GenerateOptions, generate
+from recipes.tiny_runs import run, scored, write_rows
+
+REWARD = """
+def goods(prompts, responses):
+    assert not any("Quality" in prompt for prompt in prompts)
+    return [float(text.count("good")) for text in responses]
+"""
+ROWS = [
+    {"prompt": f"the film {i}", "completion": end, "score": score}
+    for i in range(4)
+    for end, score in ((" was good", 1.0), (" was odd", -1.0))
+]
+
+
+def answers(model: Path, label: str | None) -> list[str]:
+    options = GenerateOptions(max_new_tokens=8, label=label, temperature=0)
+    prompts = [f"the film {i}" for i in range(4)]
+    return [r.response_text for r in generate(ModelConfig(path=str(model)), prompts, options)]
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_label_decides_what_is_written(seed, full, base: Path, tmp_path: Path):
+    over = {
+        "data": {"path": write_rows(tmp_path / "rows.jsonl", ROWS)},
+        "adapter": None if full else {"r": 16, "alpha": 32},
+        "train": {"steps": 120, "batch_size": 8, "learning_rate": 0.005 if full else 0.02, "checkpoint_every": 0},
+        "seed": seed,
+    }
+    model = run("csft", base, tmp_path, over).model
+    kept = read_conditioning(model)
+    assert kept is not None and kept.best == "good" and kept.edges == (0.0,)
+    asked = {label: answers(model, label) for label in (None, "good", "bad")}
+    assert asked[None] == asked["good"], "the best label is asked for unless told otherwise"
+    assert asked["good"] == [" was good"] * 4 and asked["bad"] == [" was odd"] * 4
+
+
+def test_a_reward_scores_the_rows_before_their_prompts_have_labels(base: Path, tmp_path: Path):
+    (tmp_path / "goods.py").write_text(REWARD)
+    rows = [{key: row[key] for key in ("prompt", "completion")} for row in ROWS]
+    over = {"data": {"path": write_rows(tmp_path / "rows.jsonl", rows)}, "reward": f"{tmp_path}/goods.py:goods"}
+    assert read_conditioning(run("csft", base, tmp_path, over).model).edges == (0.5,)
+
+
+def test_a_reward_model_scores_the_rows(base: Path, reward_adapter: Path, tmp_path: Path):
+    rows = [{key: row[key] for key in ("prompt", "completion")} for row in scored()]
+    over = {"data": {"path": write_rows(tmp_path / "rows.jsonl", rows)}, "reward": str(reward_adapter)}
+    assert len(read_conditioning(run("csft", base, tmp_path, over).model).edges) == 1
+
+
+def test_held_out_rows_get_the_labels_of_the_training_rows(base: Path, tmp_path: Path):
+    held_out = [{"prompt": "the film 9", "completion": " was slow", "score": 0.25}]
+    over = {"data": {"eval_path": write_rows(tmp_path / "held_out.jsonl", held_out)}}
+    done = run("csft", base, tmp_path, over)
+    assert done.metrics[-1]["eval/loss"] > 0 and read_conditioning(done.model).edges == (0.0,)
+
+
+def test_a_model_without_labels_cannot_be_asked_for_one(base: Path):
+    with pytest.raises(ConfigError, match="was not trained with labels"):
+        answers(base, "good")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "message"),
+    [
+        ({"template": "{prompt}"}, "{label} must stand in it once"),
+        ({"template": "{label} {prompt} {prompt}"}, "{prompt} must stand in it once"),
+        ({"labels": ["a", "a"]}, "each must be another word"),
+    ],
+)
+def test_options_that_cannot_be(algorithm, message, base: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match=message):
+        run("csft", base, tmp_path, {"algorithm": algorithm})
