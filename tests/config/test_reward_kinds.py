@@ -37,7 +37,7 @@ def test_the_main_option_may_stand_alone(kind):
 
 
 def test_every_kind_has_its_key():
-    assert set(KINDS) == {*SHORT, "model", "function", "judge"} <= set(RewardTerm.model_fields)
+    assert set(KINDS) == {*SHORT, "model", "models", "function", "judge"} <= set(RewardTerm.model_fields)
 
 
 def test_an_address_is_a_server():

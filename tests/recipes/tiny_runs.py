@@ -77,18 +77,11 @@ def labelled(count: int = 12) -> list[dict[str, Any]]:
 
 ROWS = {
     "sft": completions,
-    "reward": pairs,
-    "ppo": prompts,
-    "rloo": prompts,
-    "grpo": prompts,
-    "reinforce": prompts,
-    "kto": labelled,
-    "bco": labelled,
+    **dict.fromkeys(("reward", "dpo", "orpo", "simpo", "cpo"), pairs),
+    **dict.fromkeys(("kto", "bco"), labelled),
+    "csft": scored,
+    **dict.fromkeys(("ppo", "rloo", "grpo", "reinforce", "remax", "rejection", "distill"), prompts),
 }
-ROWS |= dict.fromkeys(("dpo", "orpo", "simpo", "cpo"), pairs)
-ROWS |= {"remax": prompts, "rejection": prompts, "distill": prompts}
-ROWS = {"sft": completions, "reward": pairs, "ppo": prompts, "rloo": prompts, "grpo": prompts, "reinforce": prompts}
-ROWS |= {"remax": prompts, "rejection": prompts, "distill": prompts, "csft": scored}
 
 
 def recipe_dict(kind: str, model: Path | str, folder: Path, over: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from accord.training.metrics import GROUPS, METRICS, PATTERN, describe, duration, number, write_markdown
+from accord.training.metrics import GROUPS, METRICS, PATTERNS, describe, duration, number, write_markdown
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 
@@ -33,7 +33,7 @@ def test_each_metric_is_explained(metric) -> None:
 def test_describe_resolves_sources_and_nothing_else() -> None:
     metric = describe("env/reward/brevity")
     assert metric is not None
-    assert (metric.name, metric.meaning) == ("env/reward/brevity", METRICS[PATTERN].meaning)
+    assert (metric.name, metric.meaning) == ("env/reward/brevity", METRICS[PATTERNS[0]].meaning)
     assert describe("objective/kl") is METRICS["objective/kl"]
     assert describe("env/reward/") is None
     assert describe("env/reward_none/math").meaning == METRICS["env/reward_none/<source>"].meaning

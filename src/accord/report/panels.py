@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from accord.report.charts import Rule, Series, line_chart
 from accord.report.read import RunData, mean, shown
 from accord.report.verdict import kl_target
-from accord.training.metrics import PATTERN, Metric, describe
+from accord.training.metrics import Metric, describe
 
 TAIL = 0.1
 """Share of the run, at its end, that is judged against the healthy range."""
 COLOURS = 5
 """Series a chart can tell apart."""
-SOURCES = PATTERN.partition("<")[0]
+SOURCES = "env/reward/"
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,12 +185,15 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
         M("env/reward/<source>", "Mean score of one reward source, before its weight, over the responses to which it applies.",
           "Sources rise together.",
           "One falls while another rises: they conflict; change their weights.", unit="reward"),
-        M("env/reward_spread/<source>", "Standard deviation between the members of an ensemble of reward models, mean over the responses.",
+        M("env/reward_spread/<source>",
+          "Standard deviation between the members of an ensemble of reward models, mean over the responses.",
           "Steady.", "Grows: the policy goes where the reward models disagree; use `combine: min` or `uwo`, or stop "
           "earlier.", unit="reward"),
-        M("env/reward_none/<source>", "Share of the responses to which one reward source does not apply; logged when there is one.",
+        M("env/reward_none/<source>",
+          "Share of the responses to which one reward source does not apply; logged when there is one.",
           "As many as the data lets expect.", "More: a column is missing in rows, or a judge's replies have no mark."),
-        M("env/reward_count/<source>/<event>", "How many responses of the iteration met with an event that one reward source counts: code that "
+        M("env/reward_count/<source>/<event>",
+          "How many responses of the iteration met with an event that one reward source counts: code that "
           "failed, crashed, or ran out of time, replies without a mark, requests repeated, texts cut.",
           "Falls, or stays at 0.", "Many timeouts or repeated requests: raise the source's limits, or look at its server.",
           unit="responses"),
