@@ -36,6 +36,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "text": "Say whether the film review is positive or negative.",
     },
     "prefix tuning, 20 tokens": {"method": "prefix"},
+    "prefix tuning, 20 tokens from zero": {"method": "prefix", "init": "zero"},
     "prefix tuning, 20 tokens, projected": {"method": "prefix", "projection": True},
     "p-tuning, 20 tokens, MLP": {"method": "ptuning"},
     "p-tuning, 20 tokens, LSTM": {"method": "ptuning", "encoder": "lstm"},
@@ -108,6 +109,7 @@ def run_one(recipe: dict[str, Any]) -> None:
                 "learning_rate": checked.train.learning_rate,
                 "memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - loaded),
                 "tokens_per_second": round(sum(row["tokens/total"] for row in rows) / seconds, 1),
+                "load_average": round(os.getloadavg()[0], 1),
                 "loss_before": round(before, 3),
                 "loss_last_steps": round(sum(row["sft/loss"] for row in rows[-4:]) / 4, 3),
                 "loss_held_out": round(rows[-1]["eval/loss"], 3),
@@ -136,11 +138,17 @@ def write_results(file: Path, kinds: dict[str, dict[str, Any]], model: Path) -> 
         "|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {name} | {row['parameters']:,} | {row['learning_rate']:g} | {row['memory_mib']} | {row['tokens_per_second']:.0f} "
+        f"| {name} | {row['parameters']:,} | {row['learning_rate']:g} | {row['memory_mib']} | {_speed(row)} "
         f"| {row['loss_before']:.2f} → {row['loss_held_out']:.2f} | {row['saved_kib']:,} |"
         for name, row in kinds.items()
     ]
     file.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _speed(row: dict[str, Any]) -> str:
+    """Tokens a second, if the machine was this process's own: with other work beside it the number says nothing."""
+    alone = row.get("load_average", float("inf")) < 1.5
+    return f"{row['tokens_per_second']:.0f}" if alone else "not measured"
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ KINDS: dict[str, AdapterConfig] = {
     "prompt_random": PromptConfig(tokens=4, init="random"),
     "prompt_text": PromptConfig(tokens=7, text="the film was good"),
     "prefix": PrefixConfig(tokens=3),
+    "prefix_zero": PrefixConfig(tokens=3, init="zero"),
     "prefix_projected": PrefixConfig(tokens=4, projection=True, hidden=10),
     "ptuning": PTuningConfig(tokens=3, hidden=12),
     "ptuning_lstm": PTuningConfig(tokens=3, hidden=12, encoder="lstm"),

@@ -61,6 +61,8 @@ def test_prompt_tuning_with_its_starts(config, init, text, tokenizer):
 
 
 def test_prefixes_and_p_tuning_with_their_networks():
+    assert peft_config(PrefixConfig(), "base").init_weights is None
+    assert peft_config(PrefixConfig(init="zero"), "base").init_weights == "zero"
     made = peft_config(PrefixConfig(tokens=4, projection=True, hidden=9), "base")
     assert (made.num_virtual_tokens, made.prefix_projection, made.encoder_hidden_size) == (4, True, 9)
     made = peft_config(PTuningConfig(tokens=4, encoder="lstm", hidden=9, layers=3, dropout=0.1), "base")

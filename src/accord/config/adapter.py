@@ -184,6 +184,8 @@ class PrefixConfig(Adapter):
     method: Literal["prefix"] = "prefix"
     tokens: int = Field(20, ge=1)
     """Virtual tokens (the paper: 10 for tables to text, 200 for summaries)."""
+    init: Literal["random", "zero"] = "random"
+    """How keys and values start: `random` (peft's default, which disturbs the model at first) or `zero`."""
     projection: bool = False
     """Learn the prefix through a two-layer network, which is dropped when the adapter is saved (the paper: steadier)."""
     hidden: int | None = Field(None, ge=1)

@@ -66,6 +66,7 @@ def peft_config(config: AdapterConfig, tokenizer: str) -> peft.PeftConfig:
     if isinstance(config, PrefixConfig):
         return peft.PrefixTuningConfig(
             num_virtual_tokens=config.tokens,
+            init_weights="zero" if config.init == "zero" else None,
             prefix_projection=config.projection,
             encoder_hidden_size=config.hidden,  # type: ignore[arg-type]  # None: the width of a layer's keys
             task_type=task,
