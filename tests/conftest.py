@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["ACCORD_CACHE"] = tempfile.mkdtemp(prefix="accord-tests-")
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,6 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedToken
 
 from accord.model.tiny import train_tokenizer
 
+atexit.register(shutil.rmtree, os.environ["ACCORD_CACHE"], True)
 WINDOW = 5
 """Sliding window of the tiny Mistral: shorter than the sequences of the tests."""
 

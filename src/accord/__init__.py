@@ -28,9 +28,13 @@ from accord.types import Example, LabelledResponse, Message, PreferencePair, Pro
 
 if TYPE_CHECKING:
     from accord.config import (
+        CPORecipe,
         CSFTRecipe,
         DistillRecipe,
+        DPORecipe,
         GRPORecipe,
+        OnlineDPORecipe,
+        ORPORecipe,
         PPORecipe,
         ReinforceRecipe,
         RejectionRecipe,
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
         RewardRecipe,
         RLOORecipe,
         SFTRecipe,
+        SimPORecipe,
     )
     from accord.model.adapters import merge
     from accord.recipes import train
@@ -47,10 +52,14 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "PPO": "accord.recipes.session",
+    "CPORecipe": "accord.config",
+    "DPORecipe": "accord.config",
     "GRPORecipe": "accord.config",
+    "ORPORecipe": "accord.config",
     "PPORecipe": "accord.config",
     "RLOORecipe": "accord.config",
     "ReinforceRecipe": "accord.config",
+    "OnlineDPORecipe": "accord.config",
     "CSFTRecipe": "accord.config",
     "DistillRecipe": "accord.config",
     "RejectionRecipe": "accord.config",
@@ -58,6 +67,7 @@ _LAZY = {
     "RewardRecipe": "accord.config",
     "Run": "accord.training.run",
     "SFTRecipe": "accord.config",
+    "SimPORecipe": "accord.config",
     "generate": "accord.recipes.generate",
     "merge": "accord.model.adapters",
     "train": "accord.recipes",
@@ -67,8 +77,10 @@ __all__ = [
     "PPO",
     "AccordError",
     "AccordWarning",
+    "CPORecipe",
     "CSFTRecipe",
     "ConfigError",
+    "DPORecipe",
     "DataError",
     "DistillRecipe",
     "Example",
@@ -77,6 +89,8 @@ __all__ = [
     "LabelledResponse",
     "Message",
     "ModelError",
+    "ORPORecipe",
+    "OnlineDPORecipe",
     "PPORecipe",
     "PreferencePair",
     "Prompt",
@@ -90,6 +104,7 @@ __all__ = [
     "Run",
     "RunError",
     "SFTRecipe",
+    "SimPORecipe",
     "TrainingError",
     "generate",
     "merge",

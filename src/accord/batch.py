@@ -22,7 +22,7 @@ TOKEN_STREAMS = (
     "returns_T",
     "weights_T",
 )
-SEQUENCE_STREAMS = ("scores_N", "margins_N", "group_N", "version_N", "pair_N")
+SEQUENCE_STREAMS = ("scores_N", "margins_N", "group_N", "version_N", "pair_N", "ref_logprobs_N", "match_N")
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,10 @@ class TokenBatch:
     """int64 [N]: policy version that sampled the sequence"""
     pair_N: Tensor | None = None
     """int64 [N]: the two sequences of a pair have the same number and follow each other, chosen first"""
+    ref_logprobs_N: Tensor | None = None
+    """float32 [N]: log-probability of all target tokens together under the reference"""
+    match_N: Tensor | None = None
+    """float32 [N]: the log-ratio that the sequence's own is compared with, when that comes from another pair of the step (AOT)"""
 
     def __post_init__(self) -> None:
         if self.cu_seqlens.ndim != 1 or len(self.cu_seqlens) < 2 or int(self.cu_seqlens[0]) != 0:

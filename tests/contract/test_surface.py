@@ -24,8 +24,10 @@ PUBLIC = [
     "PPO",
     "AccordError",
     "AccordWarning",
+    "CPORecipe",
     "CSFTRecipe",
     "ConfigError",
+    "DPORecipe",
     "DataError",
     "DistillRecipe",
     "Example",
@@ -34,6 +36,8 @@ PUBLIC = [
     "LabelledResponse",
     "Message",
     "ModelError",
+    "ORPORecipe",
+    "OnlineDPORecipe",
     "PPORecipe",
     "PreferencePair",
     "Prompt",
@@ -47,6 +51,7 @@ PUBLIC = [
     "Run",
     "RunError",
     "SFTRecipe",
+    "SimPORecipe",
     "TrainingError",
     "generate",
     "merge",
@@ -111,7 +116,8 @@ def test_every_metric_that_is_logged_is_documented(kind, model_folder: Callable[
     over: dict[str, Any] = {}
     policy_gradient = isinstance(RECIPES[kind].model_fields["algorithm"].default, PolicyGradient)
     if not issubclass(RECIPES[kind], RolloutRecipe):
-        over = {"data": {"eval_fraction": 0.25}}
+        weighted = {"algorithm": {"sft_coef": 0.5}} if kind in ("dpo", "simpo") else {}
+        over = {"data": {"eval_fraction": 0.25}} | weighted
     elif policy_gradient:  # with a rate so large that steps are skipped, and counted
         over["algorithm"] = {"kl": {"use": "loss"}, "ratio_guard": 1.0001, "epochs": 4, "correction": "mask"}
         over["train"] = {"learning_rate": 0.02, "warmup": 0, "iterations": 3}

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from accord.losses import bradley_terry, kl_penalty, ppo_policy, ppo_value, sft
+from accord.losses import bradley_terry, cpo, dpo, kl_penalty, orpo, ppo_policy, ppo_value, sft, simpo
 from accord.ops.logprobs import token_logprobs
 
 FILE = Path(__file__).parent / "losses.json"
@@ -90,6 +91,31 @@ def reward(scores_2P: Tensor) -> Tensor:
     )[0]
 
 
+LENGTHS = {"chosen_lengths_P": wave(5, pitch=0.3) + 4, "rejected_lengths_P": wave(5, pitch=0.8) + 5}
+REFERENCE = {"ref_chosen_P": wave(5, pitch=0.6, height=2.0) - 8, "ref_rejected_P": wave(5, pitch=1.1, height=2.0) - 8}
+
+
+def answers(loss_of: Callable[..., tuple[Tensor, dict[str, Tensor]]], **options: Any) -> Callable[[Tensor], Tensor]:
+    def loss(logprobs_2P: Tensor) -> Tensor:
+        pair = {"chosen_P": logprobs_2P[0], "rejected_P": logprobs_2P[1]}
+        return loss_of(**pair, **LENGTHS, pairs=torch.tensor(5.0), **options)[0]
+
+    return loss
+
+
+DPO: dict[str, dict[str, Any]] = {
+    "dpo": {},
+    "dpo_cdpo": {"label_smoothing": 0.1},
+    "dpo_robust": {"loss": "robust", "label_smoothing": 0.1},
+    "dpo_exo": {"loss": "exo", "label_smoothing": 0.01},
+    "dpo_ipo": {"loss": "ipo", "length_normalize": True},
+    "dpo_js_rpo": {"f_divergence": "js", "sft_coef": 0.5},
+    "dpo_alpha": {"f_divergence": "alpha"},
+    "dpo_aot": {"loss": "aot", "chosen_match_P": wave(5, pitch=0.5), "rejected_match_P": wave(5, pitch=0.7)},
+    **{f"dpo_{name}": {"loss": name} for name in ("hinge", "nca", "sppo", "apo_zero", "apo_down", "discopop")},
+}
+LOGPROBS_2P = wave(2, 5, pitch=1.7, height=2.0) - 9
+
 RUNS: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, float]] = {
     "sft": (lambda w: sft(logprobs_T=logprobs(w)[0], mask_T=MASK_T, tokens=TOKENS)[0], WEIGHT_VH, 0.5),
     "ppo_policy": (policy, WEIGHT_VH, 0.2),
@@ -97,6 +123,10 @@ RUNS: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, float]] = {
     "kl_k2": (kl("k2"), WEIGHT_VH, 0.05),
     "kl_k3": (kl("k3"), WEIGHT_VH, 0.05),
     "bradley_terry": (reward, wave(2, 5, pitch=1.7), 1.0),
+    **{name: (answers(dpo, **REFERENCE, **options), LOGPROBS_2P, 0.5) for name, options in DPO.items()},
+    "orpo": (answers(orpo, beta=0.5), LOGPROBS_2P, 0.5),
+    "simpo": (answers(simpo, beta=2.0, gamma_beta_ratio=0.5, alpha=0.1), LOGPROBS_2P, 0.5),
+    "cpo": (answers(cpo, beta=0.1), LOGPROBS_2P, 0.5),
 }
 """Name -> loss of the parameters, their start, the learning rate."""
 

@@ -66,10 +66,12 @@ METHODS = {
     "remax": {"kl": {"coef": 0.001}},
     "rejection": {},
     "rejection_fraction": {"type": "rejection", "keep": "fraction", "fraction": 0.25},
+    "online_dpo": {"beta": 0.05},
+    "online_ipo": {"type": "online_dpo", "loss": "ipo", "beta": 0.02},
     "reinforce_baseline": {"type": "reinforce", "baseline": True, "kl": {"coef": 0.001}},
 }
 """Name of a method or variant -> its `algorithm` section."""
-OWN = ("rejection",)
+OWN = ("rejection", "online_dpo")
 """Methods that are no policy gradients, and so have no KL of their own."""
 
 
@@ -99,3 +101,47 @@ def test_it_makes_the_rewarded_likelier(method, seed, full, base, tmp_path: Path
     scores = [row["env/reward_mean"] for row in rows]
     assert scores[0] < 0.45 and sum(scores[-3:]) / 3 > 0.65
     assert rows[0]["objective/kl"] == 0.0 < rows[-1]["objective/kl"]
+
+
+PREFERENCES = {
+    "dpo": {},
+    "dpo_cdpo": {"label_smoothing": 0.1},
+    "dpo_free": {},
+    "dpo_rpo": {"sft_coef": 0.5},
+    **{f"dpo_{loss}": {"loss": loss} for loss in ("hinge", "robust", "exo", "nca", "aot", "aot_unpaired", "apo_zero")},
+    "dpo_ipo": {"loss": "ipo"},
+    "dpo_sppo": {"loss": "sppo"},
+    "dpo_apo_down": {"loss": "apo_down"},
+    "dpo_discopop": {"loss": "discopop", "beta": 1.0},
+    **{f"dpo_{kind}": {"f_divergence": kind} for kind in ("forward_kl", "js", "alpha")},
+    "dpo_normalized": {"length_normalize": True, "beta": 1.0},
+    "orpo": {"beta": 1.0},
+    "simpo": {},
+    "simpo_alpha": {"type": "simpo", "alpha": 0.25},
+    "cpo": {},
+    "cpo_ipo": {"type": "cpo", "loss": "ipo"},
+}
+"""Name of a method or variant -> its `algorithm` section."""
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("method", PREFERENCES)
+def test_it_prefers_what_people_prefer_on_pairs_it_has_not_seen(method, seed, full, base, tmp_path: Path):
+    """The pairs of the reward model's test; a random model tells them apart no better than a coin."""
+    fill = ["a cast", "the end", "slow", "was", "and", "film"]
+    rows = [
+        {"prompt": f"the film {i % 7}", "chosen": f" {a} good {b}", "rejected": f" {b} odd {a}"}
+        for i, (a, b) in enumerate((a, b) for a in fill for b in fill)
+    ]
+    over = {
+        "data": {"path": write_rows(tmp_path / "rows.jsonl", rows), "eval_fraction": 0.3},
+        "algorithm": {"type": method.partition("_")[0]} | PREFERENCES[method],
+        "train": {"steps": 25, "batch_size": 8, "learning_rate": 0.003 if full else 0.01, "checkpoint_every": 0},
+        "seed": seed,
+    }
+    over |= {"adapter": None} if full else {}
+    over |= {"reference": None} if method == "dpo_free" else {}
+    done = run(method.partition("_")[0], base, tmp_path, over)
+    assert done.metrics[-1]["eval/rewards/accuracies"] > 0.8
+    assert done.metrics[-1]["eval/rewards/margins"] > 0

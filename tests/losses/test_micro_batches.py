@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from accord.losses import bradley_terry, kl_penalty, ppo_policy, ppo_value, sft
+from accord.losses import bradley_terry, cpo, kl_penalty, orpo, ppo_policy, ppo_value, sft, simpo
+from accord.losses import dpo as dpo_loss
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 
@@ -84,3 +85,53 @@ def test_pairs(seed, into):
     assert split[0] == pytest.approx(whole[0], rel=1e-13)
     assert split[1] == pytest.approx(whole[1], rel=1e-6)  # fractions are counted in float32
     torch.testing.assert_close(split[2], whole[2], rtol=1e-13, atol=0)
+
+
+ANSWERS: dict[str, tuple[Loss, dict[str, Any]]] = {
+    **{name: (dpo_loss, {"loss": name}) for name in ("sigmoid", "hinge", "ipo", "discopop")},
+    **{name: (dpo_loss, {"loss": name}) for name in ("nca", "sppo", "apo_zero", "apo_down")},
+    "robust": (dpo_loss, {"loss": "robust", "label_smoothing": 0.1}),
+    "exo": (dpo_loss, {"loss": "exo", "label_smoothing": 0.01}),
+    "aot": (dpo_loss, {"loss": "aot"}),
+    "aot_unpaired": (dpo_loss, {"loss": "aot_unpaired", "label_smoothing": 0.1}),
+    "rpo": (dpo_loss, {"sft_coef": 1.0, "length_normalize": True, "margin_coef": 0.3}),
+    "js": (dpo_loss, {"f_divergence": "js"}),
+    "orpo": (orpo, {"beta": 0.5}),
+    "simpo": (simpo, {"beta": 2.0, "gamma_beta_ratio": 0.5, "sft_coef": 0.1}),
+    "cpo": (cpo, {"beta": 0.1}),
+}
+
+
+@pytest.mark.parametrize("into", [2, 3, 8])
+@pytest.mark.parametrize("name", ANSWERS)
+def test_answers(name, into):
+    """Pairs of answers, AOT included: what each is compared with belongs to the whole step."""
+    from losses.test_dpo import draw, with_matches
+
+    loss_of, options = ANSWERS[name]
+    streams = draw(into)
+    if loss_of is dpo_loss:
+        streams |= with_matches(streams, options.get("loss", "sigmoid")) | {
+            "margins_P": streams["chosen_lengths_P"] / 10
+        }
+    else:
+        streams = {key: value for key, value in streams.items() if not key.startswith("ref_")}
+
+    def run(pieces: list[Tensor]) -> tuple[float, dict[str, float], list[Tensor]]:
+        leaves = {key: streams[key].clone().requires_grad_() for key in ("chosen_P", "rejected_P")}
+        total, metrics = 0.0, []
+        for piece in pieces:
+            arguments = {key: stream[piece] for key, stream in (streams | leaves).items()}
+            loss, part = loss_of(**arguments, pairs=torch.tensor(8.0, dtype=torch.float64), **options)
+            loss.backward()
+            total += loss.item()
+            metrics.append(part)
+        return total, add_up(metrics), [leaf.grad for leaf in leaves.values()]
+
+    whole = run([torch.arange(8)])
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(into))
+    split = run(list(order.tensor_split(into)))
+    assert split[0] == pytest.approx(whole[0], rel=1e-13)
+    assert split[1] == pytest.approx(whole[1], rel=1e-6)
+    for one, other in zip(whole[2], split[2], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-13, atol=0)

@@ -56,6 +56,8 @@ def prompts(count: int = 6) -> list[dict[str, Any]]:
 
 ROWS = {"sft": completions, "reward": pairs, "ppo": prompts, "rloo": prompts, "grpo": prompts, "reinforce": prompts}
 ROWS |= {"remax": prompts, "rejection": prompts, "distill": prompts, "csft": scored}
+ROWS |= {"online_dpo": prompts}
+ROWS |= dict.fromkeys(("dpo", "orpo", "simpo", "cpo"), pairs)
 
 
 def recipe_dict(kind: str, model: Path | str, folder: Path, over: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -74,7 +76,10 @@ def recipe_dict(kind: str, model: Path | str, folder: Path, over: Mapping[str, A
         if kind == "distill":
             base["teacher"] = str(model)
         base["reward"] = f"{folder}/rewards.py:brevity"
-        base["rollout"] = {"max_new_tokens": 6, "samples": 2 if kind in ("rloo", "grpo", "rejection") else 1}
+        base["rollout"] = {
+            "max_new_tokens": 6,
+            "samples": 2 if kind in ("rloo", "grpo", "rejection", "online_dpo") else 1,
+        }
         base["algorithm"] |= {"epochs": 2, "minibatches": 2}
         base["train"]["iterations"] = 2
     else:

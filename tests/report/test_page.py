@@ -197,9 +197,9 @@ def test_later_row_of_an_iteration_counts(tmp_path: Path) -> None:
 
 def test_recipe_without_panels_gets_a_chart_for_each_metric(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run", "sft", 1)
-    (run_dir / "config.yaml").write_text("algorithm: {type: dpo}\n")
-    write_rows(run_dir, [{"iteration": i, "dpo/margin": i / 2, "sft/loss": 1.0} for i in (1, 2)])
-    assert page(run_dir)[1].titles[:2] == ["dpo/margin", "sft/loss"]
+    (run_dir / "config.yaml").write_text("algorithm: {type: new}\n")
+    write_rows(run_dir, [{"iteration": i, "new/margin": i / 2, "sft/loss": 1.0} for i in (1, 2)])
+    assert page(run_dir)[1].titles[:2] == ["new/margin", "sft/loss"]
 
 
 def test_recipe_and_environment_are_shown(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from accord.algorithms import SFT, RewardModelling
-from accord.config import LoraConfig, ModelConfig, RewardConfig
+from accord.algorithms import DPO, SFT, RewardModelling
+from accord.config import DPOConfig, LoraConfig, ModelConfig, RewardConfig
 from accord.data import EncodedPair, TokenSequence
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
@@ -67,6 +67,27 @@ def test_accuracy_is_the_share_of_pairs_in_the_right_order(micro, base):
     assert metrics["eval/margin"] == pytest.approx(sum(margins) / 3, rel=1e-4)
     assert metrics["eval/loss"] == pytest.approx(sum(math.log1p(math.exp(-m)) for m in margins) / 3, rel=1e-4)
     assert "eval/perplexity" not in metrics
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "aot"])
+@pytest.mark.parametrize("micro", [1, 4096])
+def test_families_keep_their_names(micro, loss, base):
+    """`logps/chosen` and `rewards/chosen` must not fall on one name."""
+    roles = make(base)
+    items = [EncodedPair(a, b) for a, b in zip(sequences()[::2], sequences()[1::2], strict=True)]
+    metrics = evaluate(items, DPO(DPOConfig(loss=loss)), roles, Scorer(roles, micro), micro)
+    both = {f"{family}/{which}" for family in ("rewards", "logps") for which in ("chosen", "rejected")}
+    assert metrics.keys() == {"eval/loss", "eval/rewards/accuracies", "eval/rewards/margins"} | {
+        f"eval/{n}" for n in both
+    }
+    model, total = AutoModelForCausalLM.from_pretrained(base).eval(), 0.0
+    for pair in items:
+        with torch.no_grad():
+            total -= float(
+                model(torch.tensor([pair.chosen.input_ids]), labels=torch.tensor([pair.chosen.input_ids])).loss
+            ) * (len(pair.chosen) - 1)
+    assert metrics["eval/logps/chosen"] == pytest.approx(total / 3, rel=1e-5)
+    assert metrics["eval/rewards/chosen"] == pytest.approx(0.1 * total / 3, rel=1e-5)
 
 
 def test_perplexity_of_an_absurd_loss_is_finite():

@@ -52,9 +52,22 @@ KINDS = {
             "train": {"iterations": 3, "batch_size": 6, "learning_rate": 1e-3},
         },
     ),
+    "online_dpo": (
+        "online_dpo",
+        {"algorithm": {"minibatches": 1}, "train": {"iterations": 3, "batch_size": 12, "learning_rate": 1e-3}},
+    ),
     "rejection": (
         "rejection",
         {"algorithm": {"minibatches": 1}, "train": {"iterations": 3, "batch_size": 12, "learning_rate": 1e-3}},
+    ),
+    "dpo": ("dpo", {"train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3}, "data": {"eval_fraction": 0.25}}),
+    "dpo_aot": (
+        "dpo",
+        {
+            "algorithm": {"loss": "aot_unpaired"},
+            "train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3},
+            "data": {"eval_fraction": 0.25},
+        },
     ),
     "ppo": (
         "ppo",
@@ -139,6 +152,17 @@ def test_one_rank_alone_needs_no_group():
     assert ranks.share([1, 2, 3]) == [1, 2, 3]
     ranks.barrier()
     ranks.sum_gradients([])
+
+
+def test_values_of_one_rank_are_joined_to_themselves():
+    joined, own = Ranks().join(torch.tensor([3.0, 1.0]))
+    assert joined.tolist() == [3.0, 1.0] and joined[own].tolist() == [3.0, 1.0]
+
+
+def test_values_of_several_ranks_lie_in_their_order(monkeypatch):
+    monkeypatch.setattr(Ranks, "gather", lambda self, item: [[5.0], item, [7.0, 8.0]])
+    joined, own = Ranks(1, 3).join(torch.tensor([3.0, 1.0]))
+    assert joined.tolist() == [5.0, 3.0, 1.0, 7.0, 8.0] and joined[own].tolist() == [3.0, 1.0]
 
 
 def test_shares_are_disjoint_and_whole():

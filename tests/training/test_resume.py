@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from pyarrow import parquet
+from safetensors.torch import load_file
 
 import accord
+from accord.config import RECIPES, RolloutRecipe
 from accord.training.learner import Learner
 from accord.training.run import Run
 from recipes.tiny_runs import completions, recipe_dict, same_weights, timeless, write_rows
@@ -47,12 +50,17 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             "train": {"iterations": 4, "batch_size": 8},
         },
     ),
+    "online_dpo": ("online_dpo", {"train": {"iterations": 4, "batch_size": 8}}),
     "remax": ("remax", {"train": {"iterations": 4}}),
     "rejection": ("rejection", {"train": {"iterations": 4, "batch_size": 8}, "adapter": {"dropout": 0.1}}),
     "distill": (
         "distill",
         {"train": {"iterations": 4}, "data": {"path": "ptx.jsonl"}, "algorithm": {"on_policy": 0.6}},
     ),
+    "dpo": ("dpo", {"train": {"steps": 4}, "data": {"eval_fraction": 0.25}}),
+    "dpo_full": ("dpo", {"adapter": None, "train": {"steps": 4, "learning_rate": 1e-3}}),
+    "dpo_aot": ("dpo", {"algorithm": {"loss": "aot_unpaired"}, "train": {"steps": 4}}),
+    "orpo": ("orpo", {"train": {"steps": 4}}),
     "ppo_full": ("ppo", {"adapter": None, "train": {"iterations": 4, "learning_rate": 1e-3}}),
 }
 
@@ -115,7 +123,7 @@ def train_until(config: Mapping[str, Any], step: int, monkeypatch: pytest.Monkey
 def test_killed_in_an_iteration(name, iteration, uninterrupted, tmp_path: Path, monkeypatch):
     """Iteration 3 of sft straddles the epoch's end, iteration 2 of ppo begins straight after a checkpoint."""
     config = config_of(uninterrupted, name, tmp_path / "run")
-    per_iteration = 1 if name in ("sft", "reward") else 4
+    per_iteration = 4 if issubclass(RECIPES[KINDS[name][0]], RolloutRecipe) else 1
     train_until(config, (iteration - 1) * per_iteration + min(2, per_iteration), monkeypatch)
     assert_same(accord.train(config, quiet=True, resume=True), uninterrupted[name][1])
 
@@ -128,6 +136,21 @@ def test_killed_long_after_the_checkpoint(name, every, uninterrupted, tmp_path: 
     train_until(config, 13 if name.startswith("ppo") else 4, monkeypatch, after=True)
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
     assert_same(accord.train(config, quiet=True, resume=True), uninterrupted[name][1])
+
+
+@pytest.mark.parametrize("name", ["dpo", "dpo_full"])
+@pytest.mark.parametrize("kept", [True, False], ids=["cached", "computed anew"])
+def test_the_reference_is_where_the_run_began(kept, name, uninterrupted, tmp_path: Path, monkeypatch):
+    """The weights have moved by the time of the resume, and the reference has not: with the kept file and without it."""
+    monkeypatch.setenv("ACCORD_CACHE", str(tmp_path / "cache"))
+    config = config_of(uninterrupted, name, tmp_path / "run")
+    train_until(config, 4, monkeypatch)
+    (file,) = (tmp_path / "cache" / "reference").iterdir()
+    before = load_file(file)
+    if not kept:
+        file.unlink()
+    assert_same(accord.train(config, quiet=True, resume=True), uninterrupted[name][1])
+    assert before.keys() == {"logprobs_N"} and torch.equal(load_file(file)["logprobs_N"], before["logprobs_N"])
 
 
 def test_killed_straight_after_a_checkpoint(uninterrupted, tmp_path: Path, monkeypatch):

@@ -1,9 +1,13 @@
 """One small file an algorithm: it turns examples or scored rollouts into token batches and names its loss."""
 
 from accord.algorithms.base import Algorithm, Denominators, Metrics, RoleUpdate
+from accord.algorithms.cpo import CPO
 from accord.algorithms.csft import CSFT
 from accord.algorithms.distill import Distill
+from accord.algorithms.dpo import DPO
 from accord.algorithms.grpo import GRPO
+from accord.algorithms.online_dpo import OnlineDPO
+from accord.algorithms.orpo import ORPO
 from accord.algorithms.ppo import PPO
 from accord.algorithms.reinforce import Reinforce
 from accord.algorithms.rejection import Rejection
@@ -11,6 +15,7 @@ from accord.algorithms.remax import ReMax
 from accord.algorithms.reward import RewardModelling
 from accord.algorithms.rloo import RLOO
 from accord.algorithms.sft import SFT
+from accord.algorithms.simpo import SimPO
 
 ALGORITHMS: dict[str, type] = {
     "sft": SFT,
@@ -19,17 +24,25 @@ ALGORITHMS: dict[str, type] = {
     "rloo": RLOO,
     "grpo": GRPO,
     "reinforce": Reinforce,
+    "online_dpo": OnlineDPO,
     "csft": CSFT,
     "distill": Distill,
     "rejection": Rejection,
     "remax": ReMax,
+    "dpo": DPO,
+    "orpo": ORPO,
+    "simpo": SimPO,
+    "cpo": CPO,
 }
 """Training command -> algorithm. `config.RECIPES`, the CLI and the docs have the same keys."""
 
 __all__ = [
     "ALGORITHMS",
+    "CPO",
     "CSFT",
+    "DPO",
     "GRPO",
+    "ORPO",
     "PPO",
     "RLOO",
     "SFT",
@@ -37,9 +50,11 @@ __all__ = [
     "Denominators",
     "Distill",
     "Metrics",
+    "OnlineDPO",
     "ReMax",
     "Reinforce",
     "Rejection",
     "RewardModelling",
     "RoleUpdate",
+    "SimPO",
 ]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from accord.algorithms.base import Denominators, Metrics, RoleUpdate, Stateless
+from accord.algorithms.pairs import pair_batch
 from accord.batch import TokenBatch
 from accord.config import RewardConfig
 from accord.data import EncodedPair
@@ -27,16 +28,7 @@ class RewardModelling(Stateless):
 
     def prepare(self, items: Sequence[EncodedPair], scorer: Scorer) -> tuple[TokenBatch, Metrics]:
         """Chosen and rejected of each pair, one behind the other."""
-        sequences = [sequence for pair in items for sequence in (pair.chosen, pair.rejected)]
-        margins = [pair.margin or 0.0 for pair in items for _ in range(2)]
-        with_margin = any(pair.margin is not None for pair in items)
-        batch = TokenBatch.from_sequences(
-            [sequence.input_ids for sequence in sequences],
-            [sequence.target_mask for sequence in sequences],
-            pair_N=torch.arange(len(items)).repeat_interleave(2),
-            margins_N=torch.tensor(margins) if with_margin else None,
-        )
-        return batch, {}
+        return pair_batch(items), {}
 
     def minibatches(self, batch: TokenBatch, generator: torch.Generator) -> Iterator[TokenBatch]:
         """One step takes the whole batch."""

@@ -18,10 +18,21 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rloo": ("accord.cli.train", "REINFORCE leave-one-out: groups of responses, no critic"),
     "grpo": ("accord.cli.train", "group relative policy optimisation, with DAPO, Dr. GRPO, GSPO and CISPO as options"),
     "reinforce": ("accord.cli.train", "REINFORCE++: PPO's loss without a critic"),
+    "online_dpo": ("accord.cli.train", "DPO on one's own answers, chosen by a reward"),
     "csft": ("accord.cli.train", "conditional fine-tuning: good and bad answers, each under its label"),
     "distill": ("accord.cli.train", "on-policy distillation from a teacher"),
     "rejection": ("accord.cli.train", "best-of-n fine-tuning: sample, keep the best, learn them"),
     "remax": ("accord.cli.train", "REINFORCE against the greedy response: no critic"),
+    "dpo": (
+        "accord.cli.train",
+        "direct preference optimisation from pairs: DPO, IPO, hinge, EXO, NCA, SPPO, AOT, APO, ...",
+    ),
+    "orpo": ("accord.cli.train", "odds ratio preference optimisation: imitate and prefer at once, no reference"),
+    "simpo": (
+        "accord.cli.train",
+        "preferences by mean log-probability and a margin, no reference; AlphaPO as an option",
+    ),
+    "cpo": ("accord.cli.train", "contrastive preference optimisation: no reference, and a likelihood term"),
     "generate": ("accord.cli.generate", "sample from a model or adapter"),
     "merge": ("accord.cli.merge", "fold an adapter into its base"),
     "data": ("accord.cli.data", "check a file of feedback before you train on it"),
@@ -31,7 +42,23 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 GROUPS = {
     "Start here": ("quickstart",),
-    "Train": ("sft", "reward", "ppo", "rloo", "grpo", "reinforce", "remax", "rejection", "distill", "csft"),
+    "Train": (
+        "sft",
+        "reward",
+        "ppo",
+        "rloo",
+        "grpo",
+        "reinforce",
+        "remax",
+        "rejection",
+        "distill",
+        "csft",
+        "dpo",
+        "orpo",
+        "simpo",
+        "cpo",
+        "online_dpo",
+    ),
     "Use": ("generate", "merge"),
     "Look": ("data", "report"),
 }
@@ -48,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"accord {version('accord')}")
         return 0
+    words[0] = words[0].replace("-", "_")  # `online-dpo`, as in options
     if words[0] not in COMMANDS:
         return _unknown(words[0])
     _choose_threads()

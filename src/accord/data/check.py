@@ -21,7 +21,7 @@ FEEDS = {
     "text": ("sft",),
     "messages": ("sft", "ppo"),
     "completion": ("sft", "ppo"),
-    "preference": ("reward", "sft", "ppo"),
+    "preference": ("reward", "dpo", "orpo", "simpo", "cpo", "sft", "ppo"),
     "labelled": ("sft", "ppo"),
     "prompt": ("ppo",),
 }

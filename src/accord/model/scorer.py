@@ -11,6 +11,7 @@ from accord.batch import TokenBatch
 from accord.model.forward import Outputs, Role, forward, hidden_states
 from accord.model.roles import Roles
 from accord.ops.logprobs import full_kl
+from accord.ops.masking import sum_per_sequence
 
 
 class Scorer:
@@ -64,6 +65,12 @@ class Scorer:
         scores_N = self._run(name, batch).scores_N
         assert scores_N is not None
         return scores_N
+
+    def sequence_logprobs(self, name: str, batch: TokenBatch) -> Tensor:
+        """Log-probability (nats) of all target tokens of each sequence together, under a role: float32 [N]."""
+        logprobs_T = self._run(name, batch).logprobs_T
+        assert logprobs_T is not None
+        return sum_per_sequence(logprobs_T, batch)
 
     def _run(self, name: str, batch: TokenBatch) -> Outputs:
         """One role over the whole batch, micro-batch by micro-batch, put back in the batch's order."""

@@ -9,7 +9,23 @@ from typing import Any
 from accord.config import RECIPES, Recipe, load
 from accord.config import build as build_recipe
 from accord.errors import ConfigError
-from accord.recipes import csft, distill, grpo, ppo, reinforce, rejection, remax, reward, rloo, sft
+from accord.recipes import (
+    cpo,
+    csft,
+    distill,
+    dpo,
+    grpo,
+    online_dpo,
+    orpo,
+    ppo,
+    reinforce,
+    rejection,
+    remax,
+    reward,
+    rloo,
+    sft,
+    simpo,
+)
 from accord.report import write_report
 from accord.training.loop import Parts, run_loop
 from accord.training.run import Run, RunDirectory
@@ -21,10 +37,15 @@ BUILDERS: dict[str, Callable[[Any], Parts]] = {
     "rloo": rloo.build,
     "grpo": grpo.build,
     "reinforce": reinforce.build,
+    "online_dpo": online_dpo.build,
     "csft": csft.build,
     "distill": distill.build,
     "rejection": rejection.build,
     "remax": remax.build,
+    "dpo": dpo.build,
+    "orpo": orpo.build,
+    "simpo": simpo.build,
+    "cpo": cpo.build,
 }
 """Training command -> its builder."""
 

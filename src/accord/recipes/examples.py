@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from accord.algorithms import Algorithm, Metrics
 from accord.config import DataConfig, ExampleRecipe
-from accord.data import Encoded, Encoder, Loaded
+from accord.data import Encoded, EncodedPair, Encoder, Loaded
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
-from accord.recipes.build import check_context, example_stream, load_split, model_facts, start
+from accord.recipes.build import Split, check_context, example_stream, load_split, model_facts, start
+from accord.training.console import Console
 from accord.training.evaluate import evaluate
 from accord.training.learner import Learner
 from accord.training.loop import Parts
+from accord.training.parallel import Ranks
 from accord.training.sources import Examples
 
 T = TypeVar("T")
+Begin: TypeAlias = Callable[[Scorer, Split[T], Ranks, Console], Mapping[str, str]]
 
 
 def build_examples(
@@ -30,6 +33,7 @@ def build_examples(
     length: Callable[[T], int],
     save: Callable[[Roles, Path], None],
     next_steps: Sequence[tuple[str, str]],
+    begin: Begin[T] | None = None,
 ) -> Parts:
     """Everything that the loop needs.
 
@@ -41,6 +45,7 @@ def build_examples(
         length: tokens of an encoded record (of its longest sequence).
         save: writes what was learnt to a folder.
         next_steps: title and command of what a person may do with it.
+        begin: what has to be computed with the starting weights, before the first step; gives facts for the header.
     """
     roles, encoder, ranks = start(recipe)
     add_role(roles)
@@ -64,6 +69,21 @@ def build_examples(
         steps_per_iteration=1,
         save=partial(save, roles),
         evaluate=held_out,
+        begin=None if begin is None else partial(begin, scorer, split, ranks),
         facts=model_facts(recipe, roles, learner.weights) | split.facts,
         next_steps=next_steps,
     )
+
+
+def longest_of_pair(pair: EncodedPair) -> int:
+    """Tokens of the longer one of a pair's two sequences."""
+    return max(len(pair.chosen), len(pair.rejected))
+
+
+def policy_steps(recipe: ExampleRecipe) -> list[tuple[str, str]]:
+    """What a person may do with a policy that was learnt from examples."""
+    model = f"{recipe.output}/model"
+    steps = [("try it", f'accord generate {model} --prompt "..."')]
+    if recipe.adapter is not None:
+        steps.append(("as a base", f"accord merge {model} {recipe.output}/merged"))
+    return steps

@@ -7,7 +7,7 @@ from accord.config import RewardRecipe
 from accord.data import encode_pairs
 from accord.model.export import save_scorer
 from accord.model.roles import Roles
-from accord.recipes.examples import build_examples
+from accord.recipes.examples import build_examples, longest_of_pair
 from accord.training.loop import Parts
 
 
@@ -18,7 +18,7 @@ def build(recipe: RewardRecipe) -> Parts:
         RewardModelling(recipe.algorithm),
         add_role=Roles.add_scorer,
         encode=encode_pairs,
-        length=lambda pair: max(len(pair.chosen), len(pair.rejected)),
+        length=longest_of_pair,
         save=save_scorer,
         next_steps=[("next", _next_step(recipe))],
     )

@@ -7,7 +7,7 @@ from accord.config import SFTRecipe
 from accord.data import encode_examples
 from accord.model.export import save_policy
 from accord.model.roles import Roles
-from accord.recipes.examples import build_examples
+from accord.recipes.examples import build_examples, policy_steps
 from accord.training.loop import Parts
 
 
@@ -25,8 +25,5 @@ def build(recipe: SFTRecipe) -> Parts:
 
 
 def _next_steps(recipe: SFTRecipe) -> list[tuple[str, str]]:
-    model = f"{recipe.output}/model"
-    steps = [("try it", f'accord generate {model} --prompt "..."')]
-    if recipe.adapter is not None:
-        steps.append(("as a base", f"accord merge {model} {recipe.output}/merged"))
-    return [*steps, ("next", f"accord reward --model.path {model} --data.path PAIRS.jsonl --output runs/reward")]
+    reward = f"accord reward --model.path {recipe.output}/model --data.path PAIRS.jsonl --output runs/reward"
+    return [*policy_steps(recipe), ("next", reward)]

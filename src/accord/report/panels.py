@@ -112,6 +112,21 @@ PANELS: dict[str, dict[str, tuple[Panel, ...]]] = {
         ),
     },
 }  # fmt: skip
+PANELS |= {
+    kind: {
+        "What it learns": (
+            Panel("Loss", ((f"{kind}/loss", "training"), ("eval/loss", "held out"))),
+            Panel("Accuracy", (("rewards/accuracies", "training"), ("eval/rewards/accuracies", "held out"))),
+            Panel("Margin", (("rewards/margins", "training"), ("eval/rewards/margins", "held out"))),
+            Panel("Rewards", (("rewards/chosen", "chosen"), ("rewards/rejected", "rejected"))),
+            Panel("Log-probabilities", (("logps/chosen", "chosen"), ("logps/rejected", "rejected"))),
+            Panel("Likelihood of the chosen", ((f"{kind}/nll", "training"), ("eval/nll", "held out"))),
+        ),
+        "How it learns": OPTIMISER,
+        "How fast": SPEED,
+    }
+    for kind in ("dpo", "orpo", "simpo", "cpo")
+}
 """Recipe -> section -> panels. A panel is drawn when at least one of its metrics was logged."""
 
 

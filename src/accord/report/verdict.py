@@ -13,6 +13,14 @@ NOTHING = 0.1
 """A change of less than this share of the scores' standard deviation is called none."""
 
 
+PREFERENCES = (
+    ("Held-out accuracy", "eval/rewards/accuracies", ""),
+    ("Accuracy", "rewards/accuracies", ""),
+    ("Margin", "rewards/margins", ""),
+)
+"""Figures of what learns from pairs, as `tiles` reads them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tile:
     """One large figure."""
@@ -67,6 +75,7 @@ def tiles(run: RunData) -> list[Tile]:
         "sft": (("Loss", "sft/loss", "nats per token"), ("Held-out loss", "eval/loss", "nats per token")),
         "reward": (("Held-out accuracy", "eval/accuracy", ""), ("Accuracy", "reward/accuracy", ""),
                    ("Margin", "reward/margin", "")),
+        **dict.fromkeys(("dpo", "orpo", "simpo", "cpo"), PREFERENCES),
     }.get(run.kind, ())  # fmt: skip
     result = []
     for label, name, unit in figures:
@@ -121,13 +130,16 @@ def _outcome(run: RunData) -> list[str]:
         sentences.append(score.words("mean score", noise))
     if kl:
         sentences.append(f"the policy is {shown(kl.last)} nats per response away from the reference{_target(run)}")
-    if loss := change(run, "sft/loss") or change(run, "reward/loss"):
+    if loss := change(run, "sft/loss") or change(run, "reward/loss") or change(run, f"{run.kind}/loss"):
         sentences.append(loss.words("training loss", 0.01 * abs(loss.first)))
     if held_out := change(run, "eval/loss"):
         sentences.append(held_out.words("held-out loss", 0.01 * abs(held_out.first)))
     accuracy, where = change(run, "eval/accuracy"), "held-out"
     if accuracy is None:
         accuracy, where = change(run, "reward/accuracy"), "training"
+    for name, pairs in (("eval/rewards/accuracies", "held-out"), ("rewards/accuracies", "training")):
+        if accuracy is None and (preferred := change(run, name)) is not None:
+            accuracy, where = preferred, pairs
     if accuracy:
         sentences.append(f"it scores the chosen answer higher in {accuracy.last:.0%} of {where} pairs")
     return [_sentence(sentence) for sentence in sentences]

@@ -24,6 +24,7 @@ RECENT = 20
 """Iterations that the estimate of the time left looks back on."""
 UNITS = {"rollout": "responses", "reward": "responses", "score": "batches", "update": "minibatches", "eval": "batches"}
 """What each phase counts."""
+UNITS["reference"] = "batches"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,14 @@ DISTILL = (
     Column("ended", "sampling/finished_fraction"),
     *SPEED,
 )
+ONLINE_DPO = (
+    Column("score", "env/reward_mean"),
+    Column("loss", "dpo/loss"),
+    Column("accuracy", "rewards/accuracies"),
+    Column("KL", "objective/kl"),
+    Column("length", "sampling/length_mean"),
+    *SPEED,
+)
 LOSS = (Column("loss", "sft/loss"), *SPEED)
 COLUMNS: dict[str, tuple[Column, ...]] = {
     "sft": (Column("loss", "sft/loss"), Column("perplexity", "sft/perplexity", 11), *SPEED),
@@ -75,10 +84,21 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     "rloo": ROLLOUTS,
     "grpo": ROLLOUTS,
     "reinforce": ROLLOUTS,
+    "online_dpo": ONLINE_DPO,
     "csft": LOSS,
     "distill": DISTILL,
     "rejection": REJECTION,
     "remax": ROLLOUTS,
+    **{
+        kind: (
+            Column("loss", f"{kind}/loss"),
+            Column("accuracy", "rewards/accuracies"),
+            Column("margin", "rewards/margins"),
+            Column("chosen", "logps/chosen"),
+            *SPEED,
+        )
+        for kind in ("dpo", "orpo", "simpo", "cpo")
+    },
 }
 """The figures that matter for each recipe; the rest is in `metrics.jsonl` and the report."""
 

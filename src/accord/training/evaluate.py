@@ -15,13 +15,17 @@ from accord.model.roles import Roles
 from accord.model.scorer import Scorer
 from accord.ops.statistics import one_rank
 
+FAMILIES = ("rewards/", "logps/")
+"""Metrics whose first part is not an algorithm's name."""
+
 
 def evaluate(
     items: Sequence[Any], algorithm: Algorithm, roles: Roles, scorer: Scorer, micro_batch_tokens: int
 ) -> Metrics:
     """The algorithm's own loss and metrics on all held-out items, without dropout or gradients.
 
-    Each metric `x/name` becomes `eval/name`. Every rank evaluates all items, so that none has to wait.
+    Each metric `x/name` of the algorithm becomes `eval/name`; those of the field's families keep theirs, as in
+    `eval/rewards/margins`. Every rank evaluates all items, so that none has to wait.
     """
     batch, _ = algorithm.prepare(items, scorer)
     denominators = Denominators.of(batch, one_rank).to(roles.device)
@@ -29,7 +33,9 @@ def evaluate(
     for update in algorithm.roles():
         for name, value in _run(update, batch.split(micro_batch_tokens), algorithm, roles, denominators).items():
             totals[name] = totals.get(name, 0.0) + value
-    result = {f"eval/{name.partition('/')[2]}": value for name, value in totals.items()}
+    result = {
+        f"eval/{name if name.startswith(FAMILIES) else name.partition('/')[2]}": value for name, value in totals.items()
+    }
     return with_perplexity(result, "eval")
 
 
@@ -48,8 +54,8 @@ def _run(
 
 
 def with_perplexity(metrics: Metrics, prefix: str) -> Metrics:
-    """Add exp(loss) where the loss is a mean negative log-likelihood in nats (pairs, which have a margin, have no perplexity)."""
+    """Add exp(loss) where the loss is a mean negative log-likelihood in nats (what has rewards has no perplexity)."""
     loss = metrics.get(f"{prefix}/loss")
-    if loss is None or f"{prefix}/margin" in metrics:
+    if loss is None or f"{prefix}/margin" in metrics or any("rewards/" in name for name in metrics):
         return metrics
     return metrics | {f"{prefix}/perplexity": math.exp(min(loss, 50.0))}

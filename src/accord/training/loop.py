@@ -59,6 +59,9 @@ class Parts:
     """Writes the model to a folder."""
     engine: Engine | None = None
     evaluate: Callable[[], Metrics] | None = None
+    begin: Callable[[Console], Mapping[str, str]] | None = None
+    """What has to be computed with the weights as they are at the start, before a checkpoint takes their place; gives facts for
+    the header."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """For the header."""
     next_steps: Sequence[tuple[str, str]] = ()
@@ -81,11 +84,12 @@ def run_loop(
     recipe = parts.recipe
     first_rank = parts.learner.ranks.first
     console = Console(parts.kind, parts.iterations, quiet=quiet or not first_rank, log_every=recipe.train.log_every)
+    facts = parts.facts if parts.begin is None else {**parts.facts, **_begin(parts.begin, console)}
     begun, notes = _restore(parts, directory) if resume else (0, [])
     config = recipe.model_dump(mode="json")
     sinks = open_sinks(recipe.train.sinks, directory.path, config, begun if resume else None) if first_rank else []
     with console, _stop_signals(), _warnings_shown(console):
-        console.header({**parts.facts, "output": str(directory.path), "seed": str(recipe.seed)})
+        console.header({**facts, "output": str(directory.path), "seed": str(recipe.seed)})
         for note in (*notes, *recipe.warnings()):
             console.note(note)
         console.start(begun)
@@ -107,6 +111,11 @@ def run_loop(
             write_report(directory.path)
             console.summary(_summary(parts, directory))
     return Run(directory.path, read_metrics(directory.path))
+
+
+def _begin(begin: Callable[[Console], Mapping[str, str]], console: Console) -> Mapping[str, str]:
+    with console, _stop_signals(), _warnings_shown(console):
+        return begin(console)
 
 
 def _iterate(parts: Parts, iteration: int, directory: RunDirectory, console: Console) -> Metrics:

@@ -198,6 +198,8 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           unit="nats/token"),
         M("distill/on_policy", "1 where the iteration learnt from the student's own responses, 0 where from the data's.",
           "On average `algorithm.on_policy`.", "Report a defect."),
+        M("online_dpo/ties", "Share of the groups whose responses all have one score, so that there is nothing to prefer.",
+          "Below 0.5.", "Near 1: the score is too coarse, or prompts are too easy or too hard."),
         M("rejection/kept", "Share of the responses that were learnt (`accord rejection`).",
           "1 / `rollout.samples` for `keep: best`.", "Near 0 with a threshold: it is too high, and little is learnt."),
         M("rejection/score_kept", "Mean score of the responses that were kept.",
@@ -252,6 +254,39 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
         M("sampling/lag", "Versions by which the sampling policy was behind at the update.",
           "0: synchronous.",
           "Always 0 here: every batch is sampled with the newest weights.", unit="versions"),
+    ),
+    "Preferences (dpo, orpo, simpo, cpo)": (
+        *(M(f"{kind}/loss", "Mean preference loss of the pairs, without the likelihood term.",
+            "Falls slowly; dpo's `sigmoid` from log 2 = 0.693.",
+            "Flat: raise the learning rate. Near 0 early: too high, or the pairs differ by something trivial.")
+          for kind in ("dpo", "simpo", "cpo")),
+        M("orpo/loss", "Likelihood term plus the weighted odds-ratio term.", "Falls.", "Flat: raise the learning rate."),
+        *(M(f"{kind}/nll", "Negative log-likelihood of the chosen answers per token, mean over the pairs; logged if it has a "
+            "weight.", "Flat or falling.", "Rises: raise `algorithm.sft_coef` (orpo: lower `algorithm.beta`), or lower the "
+            "learning rate.", unit="nats/token") for kind in ("dpo", "orpo", "simpo", "cpo")),
+        M("orpo/log_odds", "Mean log of the odds of chosen over rejected answers.",
+          "Rises.", "Stays near 0: raise `algorithm.beta` or the learning rate.", unit="nats"),
+        M("rewards/chosen", "Mean reward of chosen answers as the loss sees it: dpo, beta times the log-ratio to the "
+          "reference; others, beta times the log-probability (a token, where the loss is per token).",
+          "dpo: near 0 or slowly rising.", "Falls far: chosen answers lose likelihood too. Lower the learning rate, raise "
+          "`algorithm.beta`, or set `algorithm.sft_coef`.", unit="reward"),
+        M("rewards/rejected", "The same of rejected answers.",
+          "Falls below `rewards/chosen`.", "Plunges: more is unlearnt than learnt; lower the learning rate.", unit="reward"),
+        M("rewards/accuracies", "Share of pairs whose chosen answer has the greater reward; a tie counts half.",
+          "Rises from 0.5 to between 0.65 and 0.9.",
+          "Near 0.5: nothing learnt. Near 1 early: memorising, or pairs that differ by something trivial such as length."),
+        M("rewards/margins", "Mean of chosen minus rejected reward.", "Positive and slowly growing.",
+          "Grows while the held-out accuracy stays: overconfident; stop earlier.", unit="reward"),
+        M("logps/chosen", "Mean log-probability of whole chosen answers.",
+          "Flat or slowly falling.", "Falls far: see `rewards/chosen`.", unit="nats"),
+        M("logps/rejected", "Mean log-probability of whole rejected answers.", "Falls.",
+          "Falls together with `logps/chosen`: length or style may be what is learnt.", unit="nats"),
+        *(M(f"eval/{name}", f"`{name}` on held-out pairs.", f"Near `{name}`.", "Falls behind: overfitting; stop earlier.",
+            unit=unit)
+          for name, unit in (("rewards/chosen", "reward"), ("rewards/rejected", "reward"), ("rewards/accuracies", ""),
+                             ("rewards/margins", "reward"), ("logps/chosen", "nats"), ("logps/rejected", "nats"))),
+        M("eval/nll", "The `nll` above on held-out pairs.", "Flat or falling.", "Rises: see `logps/chosen`.", unit="nats/token"),
+        M("eval/log_odds", "`orpo/log_odds` on held-out pairs.", "Rises.", "Falls behind: overfitting.", unit="nats"),
     ),
 }  # fmt: skip
 """The table, by topic."""

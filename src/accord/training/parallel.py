@@ -86,6 +86,13 @@ class Ranks:
         dist.all_gather_object(items, item)
         return items
 
+    def join(self, values: Tensor) -> tuple[Tensor, slice]:
+        """One-dimensional values of all ranks end to end, in the order of the ranks, and where this rank's lie."""
+        parts = self.gather(values.tolist())
+        start = sum(len(part) for part in parts[: self.rank])
+        joined = torch.tensor([value for part in parts for value in part], dtype=values.dtype, device=values.device)
+        return joined, slice(start, start + len(values))
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.size > 1:

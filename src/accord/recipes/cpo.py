@@ -1,0 +1,24 @@
+"""`accord cpo`: preferences from pairs without a reference, and the likelihood of the chosen answer."""
+
+from __future__ import annotations
+
+from accord.algorithms import CPO
+from accord.config import CPORecipe
+from accord.data import encode_pairs
+from accord.model.export import save_policy
+from accord.model.roles import Roles
+from accord.recipes.examples import build_examples, longest_of_pair, policy_steps
+from accord.training.loop import Parts
+
+
+def build(recipe: CPORecipe) -> Parts:
+    """Everything that the loop needs; see `build_examples`."""
+    return build_examples(
+        recipe,
+        CPO(recipe.algorithm),
+        add_role=Roles.add_policy,
+        encode=encode_pairs,
+        length=longest_of_pair,
+        save=save_policy,
+        next_steps=policy_steps(recipe),
+    )
