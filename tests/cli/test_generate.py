@@ -121,7 +121,7 @@ def test_rewards_get_the_columns_of_the_prompts(finished, tmp_path: Path):
         (["--best-of", "4", "--samples", "2", "--reward", "a.py:f"], "give one of the two"),
         (["--all"], "--all shows what --best-of chose from"),
         (["--reward", "nowhere.py:f"], "nowhere.py does not exist"),
-        (["--reward", "{weight: 2}"], "exactly one of `model` and `function`"),
+        (["--reward", "{weight: 2}"], "give exactly one of `model`"),
         (["--best-of", "4", "--temperature", "0", "--reward", "a.py:f"], "would be the same"),
     ],
 )

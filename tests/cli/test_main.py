@@ -90,3 +90,8 @@ def test_interrupt(monkeypatch, capsys):
     monkeypatch.setattr("accord.cli.report.run", interrupted)
     assert main(["report", "x"]) == 130
     assert "stopped" in capsys.readouterr().err
+
+
+def test_a_dash_in_a_command_is_an_underscore(capsys):
+    assert main(["online-dpo", "--help"]) == 0
+    assert "online_dpo" in capsys.readouterr().out

@@ -39,6 +39,7 @@ PUBLIC = [
     "Message",
     "ModelError",
     "ORPORecipe",
+    "OnlineDPORecipe",
     "PPORecipe",
     "PreferencePair",
     "Prompt",
@@ -85,9 +86,12 @@ def test_imports_no_torch(module):
 def test_registries_have_the_same_keys():
     keys = set(RECIPES)
     assert set(BUILDERS) == set(ALGORITHMS) == set(COLUMNS) == keys
-    assert (
-        {name for name, (module, _) in COMMANDS.items() if module == "accord.cli.train"} == keys == set(GROUPS["Train"])
-    )
+    training = {*GROUPS["Learn from examples"], *GROUPS["Learn from rollouts"]}
+    assert {name for name, (module, _) in COMMANDS.items() if module == "accord.cli.train"} == keys == training
+    assert set(GROUPS["Learn from rollouts"]) == {
+        n for n, recipe in RECIPES.items() if issubclass(recipe, RolloutRecipe)
+    }
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(COMMANDS)
     for name, recipe in RECIPES.items():
         assert recipe.model_fields["algorithm"].default.type == name
         assert BUILDERS[name].__module__ == f"accord.recipes.{name}"

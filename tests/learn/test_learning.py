@@ -111,10 +111,12 @@ METHODS = {
     "remax": {"kl": {"coef": 0.001}},
     "rejection": {},
     "rejection_fraction": {"type": "rejection", "keep": "fraction", "fraction": 0.25},
+    "online_dpo": {"beta": 0.05},
+    "online_ipo": {"type": "online_dpo", "loss": "ipo", "beta": 0.02},
     "reinforce_baseline": {"type": "reinforce", "baseline": True, "kl": {"coef": 0.001}},
 }
 """Name of a method or variant -> its `algorithm` section."""
-OWN = ("rejection",)
+OWN = ("rejection", "online_dpo")
 """Methods that are no policy gradients, and so have no KL of their own."""
 
 

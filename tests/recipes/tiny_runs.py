@@ -80,7 +80,7 @@ ROWS = {
     **dict.fromkeys(("reward", "dpo", "orpo", "simpo", "cpo"), pairs),
     **dict.fromkeys(("kto", "bco"), labelled),
     "csft": scored,
-    **dict.fromkeys(("ppo", "rloo", "grpo", "reinforce", "remax", "rejection", "distill"), prompts),
+    **dict.fromkeys(("ppo", "rloo", "grpo", "reinforce", "remax", "rejection", "distill", "online_dpo"), prompts),
 }
 
 
@@ -100,7 +100,10 @@ def recipe_dict(kind: str, model: Path | str, folder: Path, over: Mapping[str, A
         if kind == "distill":
             base["teacher"] = str(model)
         base["reward"] = f"{folder}/rewards.py:brevity"
-        base["rollout"] = {"max_new_tokens": 6, "samples": 2 if kind in ("rloo", "grpo", "rejection") else 1}
+        base["rollout"] = {
+            "max_new_tokens": 6,
+            "samples": 2 if kind in ("rloo", "grpo", "rejection", "online_dpo") else 1,
+        }
         base["algorithm"] |= {"epochs": 2, "minibatches": 2}
         base["train"]["iterations"] = 2
     else:

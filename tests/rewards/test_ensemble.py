@@ -48,5 +48,5 @@ def test_members_and_spread_are_kept_and_logged_and_weigh_nothing():
 
 
 def test_a_member_that_says_nothing_is_an_error():
-    with pytest.raises(RewardError, match="reward e: a member gave no score for sample 1"):
+    with pytest.raises(RewardError, match="reward e: a member gave no score of the whole response for sample 1"):
         EnsembleReward([*MEMBERS, Member("d", [1.0, None])], "e", "mean", 0.0).score(ROLLOUTS)

@@ -74,6 +74,10 @@ KINDS = {
             "train": {"iterations": 3, "batch_size": 6, "learning_rate": 1e-3},
         },
     ),
+    "online_dpo": (
+        "online_dpo",
+        {"algorithm": {"minibatches": 1}, "train": {"iterations": 3, "batch_size": 12, "learning_rate": 1e-3}},
+    ),
     "rejection": (
         "rejection",
         {"algorithm": {"minibatches": 1}, "train": {"iterations": 3, "batch_size": 12, "learning_rate": 1e-3}},

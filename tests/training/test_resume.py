@@ -18,6 +18,7 @@ from pyarrow import parquet
 from safetensors.torch import load_file
 
 import accord
+from accord.config import RECIPES, RolloutRecipe
 from accord.training.learner import Learner
 from accord.training.run import Run
 from recipes.tiny_runs import completions, recipe_dict, same_weights, steps, timeless, write_rows
@@ -66,6 +67,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             "train": {"iterations": 4, "batch_size": 8},
         },
     ),
+    "online_dpo": ("online_dpo", {"train": {"iterations": 4, "batch_size": 8}}),
     "remax": ("remax", {"train": {"iterations": 4}}),
     "rejection": ("rejection", {"train": {"iterations": 4, "batch_size": 8}, "adapter": {"dropout": 0.1}}),
     "distill": (
@@ -147,7 +149,7 @@ def train_until(config: Mapping[str, Any], step: int, monkeypatch: pytest.Monkey
 def test_killed_in_an_iteration(name, iteration, uninterrupted, tmp_path: Path, monkeypatch):
     """Iteration 3 of sft straddles the epoch's end, iteration 2 of ppo begins straight after a checkpoint."""
     config = config_of(uninterrupted, name, tmp_path / "run")
-    per_iteration = 1 if "steps" in KINDS[name][1]["train"] else 4
+    per_iteration = 4 if issubclass(RECIPES[KINDS[name][0]], RolloutRecipe) else 1
     train_until(config, (iteration - 1) * per_iteration + min(2, per_iteration), monkeypatch)
     assert_same(accord.train(config, quiet=True, resume=True), uninterrupted[name][1])
 

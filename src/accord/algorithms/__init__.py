@@ -8,6 +8,7 @@ from accord.algorithms.distill import Distill
 from accord.algorithms.dpo import DPO
 from accord.algorithms.grpo import GRPO
 from accord.algorithms.kto import KTO
+from accord.algorithms.online_dpo import OnlineDPO
 from accord.algorithms.orpo import ORPO
 from accord.algorithms.ppo import PPO
 from accord.algorithms.process import ProcessRewardModelling
@@ -32,6 +33,7 @@ ALGORITHMS: dict[str, type] = {
     "cpo": CPO,
     "kto": KTO,
     "bco": BCO,
+    "online_dpo": OnlineDPO,
     "csft": CSFT,
     "distill": Distill,
     "rejection": Rejection,
@@ -55,6 +57,7 @@ __all__ = [
     "Denominators",
     "Distill",
     "Metrics",
+    "OnlineDPO",
     "ProcessRewardModelling",
     "ReMax",
     "Reinforce",

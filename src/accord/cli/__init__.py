@@ -14,10 +14,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "sft": ("accord.cli.train", "supervised fine-tuning on text, prompt and completion, or messages"),
     "reward": ("accord.cli.train", "a reward model from pairs of answers"),
-    "ppo": ("accord.cli.train", "reinforcement learning from a reward model or function"),
-    "rloo": ("accord.cli.train", "REINFORCE leave-one-out: groups of responses, no critic"),
-    "grpo": ("accord.cli.train", "group relative policy optimisation, with DAPO, Dr. GRPO, GSPO and CISPO as options"),
-    "reinforce": ("accord.cli.train", "REINFORCE++: PPO's loss without a critic"),
     "dpo": (
         "accord.cli.train",
         "direct preference optimisation from pairs: DPO, IPO, hinge, EXO, NCA, SPPO, AOT, APO, ...",
@@ -31,22 +27,28 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "kto": ("accord.cli.train", "Kahneman-Tversky optimisation: learn from thumbs up and down"),
     "bco": ("accord.cli.train", "binary classifier optimisation: learn from thumbs up and down"),
     "csft": ("accord.cli.train", "conditional fine-tuning: good and bad answers, each under its label"),
-    "distill": ("accord.cli.train", "on-policy distillation from a teacher"),
-    "rejection": ("accord.cli.train", "best-of-n fine-tuning: sample, keep the best, learn them"),
+    "ppo": ("accord.cli.train", "reinforcement learning from a reward model or function"),
+    "rloo": ("accord.cli.train", "REINFORCE leave-one-out: groups of responses, no critic"),
+    "grpo": ("accord.cli.train", "group relative policy optimisation, with DAPO, Dr. GRPO, GSPO and CISPO as options"),
+    "reinforce": ("accord.cli.train", "REINFORCE++: PPO's loss without a critic"),
     "remax": ("accord.cli.train", "REINFORCE against the greedy response: no critic"),
-    "generate": ("accord.cli.generate", "sample from a model or adapter"),
+    "rejection": ("accord.cli.train", "best-of-n fine-tuning: sample, keep the best, learn them"),
+    "online_dpo": ("accord.cli.train", "DPO on one's own answers, chosen by a reward"),
+    "distill": ("accord.cli.train", "on-policy distillation from a teacher"),
+    "generate": ("accord.cli.generate", "sample from a model or adapter; the best of several by any rewards"),
     "chat": ("accord.cli.chat", "talk to a model in the terminal"),
-    "merge": ("accord.cli.merge", "fold an adapter into its base"),
-    "data": ("accord.cli.data", "check a file of feedback before you train on it; make one of a Stack Exchange dump"),
     "serve-reward": ("accord.cli.serve_reward", "rewards over HTTP, for policies of any tokenizer"),
+    "merge": ("accord.cli.merge", "fold an adapter into its base"),
     "export": ("accord.cli.export", "check a saved model, write its card, push it to the hub"),
+    "data": ("accord.cli.data", "check a file of feedback before you train on it; make one of a Stack Exchange dump"),
     "report": ("accord.cli.report", "make a run's report.html again"),
 }
 """Command -> the module that runs it, and one line of help."""
 
 GROUPS = {
     "Start here": ("quickstart",),
-    "Train": tuple(name for name, (module, _) in COMMANDS.items() if module == "accord.cli.train"),
+    "Learn from examples": ("sft", "reward", "dpo", "orpo", "simpo", "cpo", "kto", "bco", "csft"),
+    "Learn from rollouts": ("ppo", "rloo", "grpo", "reinforce", "remax", "rejection", "online_dpo", "distill"),
     "Use": ("generate", "chat", "serve-reward", "merge", "export"),
     "Look": ("data", "report"),
 }
@@ -63,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"accord {version('accord')}")
         return 0
+    words[0] = words[0] if words[0] in COMMANDS else words[0].replace("-", "_")  # `online-dpo`, as in options
     if words[0] not in COMMANDS:
         return _unknown(words[0])
     _choose_threads()

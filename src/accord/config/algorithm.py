@@ -80,6 +80,11 @@ class RolloutAlgorithm(AlgorithmConfig):
     minibatches: int = Field(1, ge=1)
     """Optimiser steps in each pass."""
 
+    @property
+    def one_of_a_group(self) -> bool:
+        """Whether the responses to a prompt become one thing to learn, which cannot be cut."""
+        return False
+
 
 class PolicyGradient(RolloutAlgorithm):
     """What all policy gradients have: how scores are shaped, and how far a batch may carry the policy."""

@@ -111,8 +111,7 @@ def make_ptx(
 def _check_ranks(recipe: RolloutRecipe, ranks: Ranks) -> None:
     """Every rank must have prompts for every minibatch, or it would wait for a step that the others never take."""
     prompts = recipe.train.batch_size // recipe.rollout.samples
-    keeps_one = getattr(recipe.algorithm, "keep", None) == "best"  # of each prompt's responses
-    share = (prompts if keeps_one else recipe.train.batch_size) // ranks.size
+    share = (prompts if recipe.algorithm.one_of_a_group else recipe.train.batch_size) // ranks.size
     if prompts % ranks.size or share < recipe.algorithm.minibatches:
         raise ConfigError(
             f"{prompts} prompts an iteration (train.batch_size / rollout.samples) over {ranks.size} ranks: each rank needs "

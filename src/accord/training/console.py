@@ -68,6 +68,14 @@ DISTILL = (
     Column("ended", "sampling/finished_fraction"),
     *SPEED,
 )
+ONLINE_DPO = (
+    Column("score", "env/reward_mean"),
+    Column("loss", "dpo/loss"),
+    Column("accuracy", "rewards/accuracies"),
+    Column("KL", "objective/kl"),
+    Column("length", "sampling/length_mean"),
+    *SPEED,
+)
 LOSS = (Column("loss", "sft/loss"), *SPEED)
 COLUMNS: dict[str, tuple[Column, ...]] = {
     "sft": (Column("loss", "sft/loss"), Column("perplexity", "sft/perplexity", 11), *SPEED),
@@ -81,6 +89,11 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     "rloo": ROLLOUTS,
     "grpo": ROLLOUTS,
     "reinforce": ROLLOUTS,
+    "online_dpo": ONLINE_DPO,
+    "csft": LOSS,
+    "distill": DISTILL,
+    "rejection": REJECTION,
+    "remax": ROLLOUTS,
     **{
         kind: (
             Column("loss", f"{kind}/loss"),
@@ -99,10 +112,6 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         *SPEED,
     ),
     "bco": (Column("loss", "bco/loss"), Column("accuracy", "bco/accuracy"), *LABELLED, *SPEED),
-    "csft": LOSS,
-    "distill": DISTILL,
-    "rejection": REJECTION,
-    "remax": ROLLOUTS,
 }
 """The figures that matter for each recipe; the rest is in `metrics.jsonl` and the report."""
 

@@ -261,6 +261,8 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           unit="nats/token"),
         M("distill/on_policy", "1 where the iteration learnt from the student's own responses, 0 where from the data's.",
           "On average `algorithm.on_policy`.", "Report a defect."),
+        M("online_dpo/ties", "Share of the groups whose responses all have one score, so that there is nothing to prefer.",
+          "Below 0.5.", "Near 1: the score is too coarse, or prompts are too easy or too hard."),
         M("rejection/kept", "Share of the responses that were learnt (`accord rejection`).",
           "1 / `rollout.samples` for `keep: best`.", "Near 0 with a threshold: it is too high, and little is learnt."),
         M("rejection/score_kept", "Mean score of the responses that were kept.",

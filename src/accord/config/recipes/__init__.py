@@ -8,6 +8,7 @@ from accord.config.recipes.distill import DistillConfig, DistillRecipe
 from accord.config.recipes.dpo import DPOConfig, DPORecipe
 from accord.config.recipes.grpo import GRPOConfig, GRPORecipe
 from accord.config.recipes.kto import KTOConfig, KTORecipe
+from accord.config.recipes.online_dpo import OnlineDPOConfig, OnlineDPORecipe
 from accord.config.recipes.orpo import ORPOConfig, ORPORecipe
 from accord.config.recipes.ppo import PPOConfig, PPORecipe
 from accord.config.recipes.reinforce import ReinforceConfig, ReinforceRecipe
@@ -31,6 +32,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "cpo": CPORecipe,
     "kto": KTORecipe,
     "bco": BCORecipe,
+    "online_dpo": OnlineDPORecipe,
     "csft": CSFTRecipe,
     "distill": DistillRecipe,
     "rejection": RejectionRecipe,
@@ -56,6 +58,8 @@ __all__ = [
     "KTORecipe",
     "ORPOConfig",
     "ORPORecipe",
+    "OnlineDPOConfig",
+    "OnlineDPORecipe",
     "PPOConfig",
     "PPORecipe",
     "RLOOConfig",

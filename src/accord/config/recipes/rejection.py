@@ -23,6 +23,11 @@ class RejectionConfig(RolloutAlgorithm):
     fraction: float = Field(0.25, gt=0, le=1)
     """For `keep: fraction`."""
 
+    @property
+    def one_of_a_group(self) -> bool:
+        """Whether a group becomes its best response."""
+        return self.keep == "best"
+
     @model_validator(mode="after")
     def _threshold_fits(self) -> Self:
         if (self.keep == "threshold") != (self.threshold is not None):
