@@ -62,7 +62,7 @@ def speak(chat: Chat, monkeypatch: pytest.MonkeyPatch, *tokens: int) -> None:
     """Make the model say these tokens."""
     said = iter(tokens)
     monkeypatch.setattr(
-        "accord.rollout.native.sample_tokens", lambda *_: (torch.tensor([next(said)]), torch.tensor([-1.0]))
+        "accord.rollout.drawing.sample_tokens", lambda *_: (torch.tensor([next(said)]), torch.tensor([-1.0]))
     )
 
 

@@ -134,18 +134,24 @@ def teach(role: Role, batch: TokenBatch, beta: float) -> Teacher:
         return Teacher(hidden_states(role, batch)[batch.target_mask_T.nonzero().flatten() - 1], role.output, beta)
 
 
-def hidden_states(role: Role, batch: TokenBatch, store: KeyStore | None = None) -> Tensor:
-    """Last hidden states [T, H] of a batch, in the trunk's type, as the role's output layer reads them.
+def hidden_states(role: Role, batch: TokenBatch) -> Tensor:
+    """Last hidden states [T, H] of a batch, in the trunk's type, as the role's output layer reads them; its adapter must be
+    active."""
+    return for_output(role, trunk_states(role, batch))
+
+
+def trunk_states(role: Role, batch: TokenBatch, store: KeyStore | None = None) -> Tensor:
+    """What the role's trunk gives, [T, H].
 
     Args:
         role: its adapter must be active.
         batch: packed sequences.
         store: takes the keys and values, those of virtual tokens included; only for trunks that read packed batches.
     """
-    if role.prompt is not None:
-        states_TH = role.trunk(**role.prompt.arguments(role.trunk, batch, store)).last_hidden_state[0]
-        return for_output(role, states_TH[role.prompt.places(batch).own_T])
-    return for_output(role, read(role.trunk, batch, store))
+    if role.prompt is None:
+        return read(role.trunk, batch, store)
+    states: Tensor = role.trunk(**role.prompt.arguments(role.trunk, batch, store)).last_hidden_state[0]
+    return states[role.prompt.places(batch).own_T]
 
 
 def for_output(role: Role, hidden: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from accord.batch import TokenBatch
 from accord.errors import GenerationError
-from accord.model.forward import Role, hidden_states
+from accord.model.forward import Role, trunk_states
 from accord.model.reading import way_of
 from accord.model.roles import Roles
 from accord.rollout.cache import RowCache
@@ -122,7 +122,7 @@ class _Generation:
         prompts = [self.requests[index].prompt_ids for index in chosen]
         batch = TokenBatch.from_sequences(prompts, [[False] * len(prompt) for prompt in prompts]).to(self.device)
         self.cache.begin_prefill([self.virtual + len(prompt) for prompt in prompts])
-        hidden_TH = hidden_states(self.role, batch, self.cache)
+        hidden_TH = trunk_states(self.role, batch, self.cache)
         first = len(self.flying)
         self.flying += [Response.begin(index, self.requests[index], self.sampling) for index in chosen]
         self._draw(hidden_TH[batch.cu_seqlens[1:].long() - 1], first)
