@@ -129,7 +129,10 @@ def test_it_makes_the_rewarded_likelier(method, seed, full, base, tmp_path: Path
     (tmp_path / "letters.py").write_text(REWARD)
     over = {
         "reward": f"{tmp_path}/letters.py:letters",
-        "rollout": {"max_new_tokens": 6, "samples": 1 if kind in ("ppo", "reinforce", "remax") else 4},
+        "rollout": {
+            "max_new_tokens": 6,
+            "samples": 1 if method in ("ppo", "ppo_dual_clip", "reinforce", "remax") else 4,
+        },
         "algorithm": ({} if kind in OWN else {"kl": {"coef": 0.001, "target": None}})
         | {"epochs": 2, "minibatches": 2}
         | METHODS[method],
