@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# The `accord` command chooses how its threads wait; tests import torch themselves, so they are told here.
+# The `accord` command chooses how its threads wait; tests import torch themselves, so they are told here. They run in as many
+# processes as there are cores, of one thread each.
 test test-slow: export OMP_WAIT_POLICY ?= PASSIVE
 test test-slow: export TOKENIZERS_PARALLELISM ?= false
+test: export OMP_NUM_THREADS ?= 1
 
 .PHONY: install quickstart test test-slow lint format clean
 
@@ -21,7 +23,7 @@ quickstart: install
 	$(BIN)/accord quickstart
 
 test: install
-	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: install
 	HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 $(BIN)/python -m pytest -m slow
