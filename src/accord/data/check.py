@@ -35,7 +35,7 @@ FEEDS = {
     "labelled": ("kto", "bco", "sft", "ppo"),
     "prompt": ("ppo",),
     "labelled_text": ("classify", "sft"),
-    "labelled_tokens": ("classify --algorithm.level token",),
+    "labelled_tokens": ("classify",),
 }
 """Commands that can use each format, the one it is made for first."""
 
@@ -219,6 +219,7 @@ def render(report: CheckReport, console: Console, shown: int = 10) -> None:
         console.print(Words.assemble((f"{part}\n", "cyan"), text))
     console.print(Words("\nWhat it can feed", style="bold"))
     split = "" if report.split == "train" else f" --data.split {report.split}"
+    split += " --algorithm.level token" if report.format == "labelled_tokens" else ""
     for command in report.feeds:
         console.print(Words.assemble("  ", (f"accord {command}", "green"), f" --data.path {report.path}{split}"))
     if report.notes:
