@@ -105,8 +105,8 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           "Rises while the training loss falls: overfitting. Stop earlier, or use fewer epochs or more data."),
         M("eval/perplexity", "exp of the held-out loss: between how many tokens the model wavers.",
           "Falls.", "See `eval/loss`."),
-        M("eval/accuracy", "Share of held-out pairs in which the chosen answer scores higher; for a classifier of texts or words that "
-          "get their right class.",
+        M("eval/accuracy", "Share of held-out pairs in which the chosen answer scores higher; for a classifier: of texts or "
+          "words that get their right class.",
           "0.65 to 0.8 on human preferences; people agree among themselves about as often.",
           "Near 0.5: nothing learnt. Above 0.95: pairs may differ by something trivial such as length.", low=0.55),
         M("eval/margin", "Mean of chosen minus rejected score on held-out pairs.",
