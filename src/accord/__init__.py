@@ -24,11 +24,22 @@ from accord.errors import (
     RunError,
     TrainingError,
 )
-from accord.types import Example, LabelledResponse, Message, PreferencePair, Prompt, Rollout, StepwiseExample
+from accord.types import (
+    Example,
+    LabelledResponse,
+    LabelledText,
+    LabelledTokens,
+    Message,
+    PreferencePair,
+    Prompt,
+    Rollout,
+    StepwiseExample,
+)
 
 if TYPE_CHECKING:
     from accord.config import (
         BCORecipe,
+        ClassifyRecipe,
         CPORecipe,
         CSFTRecipe,
         DistillRecipe,
@@ -56,6 +67,7 @@ _LAZY = {
     "BCORecipe": "accord.config",
     "CPORecipe": "accord.config",
     "CSFTRecipe": "accord.config",
+    "ClassifyRecipe": "accord.config",
     "DPORecipe": "accord.config",
     "DistillRecipe": "accord.config",
     "GRPORecipe": "accord.config",
@@ -84,6 +96,7 @@ __all__ = [
     "BCORecipe",
     "CPORecipe",
     "CSFTRecipe",
+    "ClassifyRecipe",
     "ConfigError",
     "DPORecipe",
     "DataError",
@@ -93,6 +106,8 @@ __all__ = [
     "GenerationError",
     "KTORecipe",
     "LabelledResponse",
+    "LabelledText",
+    "LabelledTokens",
     "Message",
     "ModelError",
     "ORPORecipe",

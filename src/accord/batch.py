@@ -22,6 +22,7 @@ TOKEN_STREAMS = (
     "returns_T",
     "weights_T",
     "labels_T",
+    "classes_T",
 )
 SEQUENCE_STREAMS = (
     "ref_logprobs_N",
@@ -70,6 +71,9 @@ class TokenBatch:
     """float32 [T]: weight of the token in the loss"""
     labels_T: Tensor | None = None
     """float32 [T]: how good the step is that ends at the token, from 0 to 1"""
+    classes_T: Tensor | None = None
+    """int64 [T]: number of the class that is read at the token. With it the first token of a sequence may be a target: a class is
+    read at the target itself, not predicted before it"""
     ref_logprobs_N: Tensor | None = None
     """float32 [N]: log-probability of all target tokens of the sequence under the reference (the sum of `ref_logprobs_T`)"""
     labels_N: Tensor | None = None
@@ -104,7 +108,7 @@ class TokenBatch:
         if self.target_mask_T.dtype != torch.bool:
             raise ValueError(f"target_mask_T must be bool, got {self.target_mask_T.dtype}")
         bad = self.target_mask_T[starts].nonzero().flatten().tolist()
-        if bad:
+        if bad and self.classes_T is None:
             raise ValueError(
                 f"sequence {bad[0]}: its first token is a target, but no token precedes it to predict it from"
             )

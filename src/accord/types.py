@@ -1,7 +1,7 @@
 """The plain data that moves through Accord. No torch here: these types are read by every layer.
 
-One way, no way back: rows of a file become `Example`, `PreferencePair`, `LabelledResponse`, `StepwiseExample` or `Prompt`;
-prompts become `Rollout`s; all of them become token ids in a `TokenBatch`.
+One way, no way back: rows of a file become `Example`, `PreferencePair`, `LabelledResponse`, `StepwiseExample`, `LabelledText`,
+`LabelledTokens` or `Prompt`; prompts become `Rollout`s; all of them become token ids in a `TokenBatch`.
 """
 
 from __future__ import annotations
@@ -74,6 +74,25 @@ class StepwiseExample:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelledText:
+    """A text and the class that it belongs to."""
+
+    text: str
+    label: str
+    columns: Columns = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledTokens:
+    """The words of a text, each with the class that it belongs to."""
+
+    tokens: tuple[str, ...]
+    labels: tuple[str, ...]
+    """One for each word."""
+    columns: Columns = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt to answer; the columns travel to the reward functions."""
 
@@ -81,7 +100,9 @@ class Prompt:
     columns: Columns = field(default_factory=dict)
 
 
-Record: TypeAlias = Example | PreferencePair | LabelledResponse | StepwiseExample | Prompt
+Record: TypeAlias = (
+    Example | PreferencePair | LabelledResponse | StepwiseExample | LabelledText | LabelledTokens | Prompt
+)
 """Any validated row."""
 
 FinishReason: TypeAlias = Literal["stop", "length"]

@@ -18,6 +18,7 @@ from torch import Tensor
 from accord.losses import (
     bco,
     bradley_terry,
+    classify,
     cpo,
     dpo,
     kl_penalty,
@@ -104,6 +105,11 @@ def reward(scores_2P: Tensor) -> Tensor:
     )[0]
 
 
+def classes(logits_KC: Tensor) -> Tensor:
+    right_K = torch.arange(5) * 2 % 3
+    return classify(logits_KC=logits_KC, classes_K=right_K, tokens=torch.tensor(5.0), label_smoothing=0.1)[0]
+
+
 LENGTHS = {"chosen_lengths_P": wave(5, pitch=0.3) + 4, "rejected_lengths_P": wave(5, pitch=0.8) + 5}
 REFERENCE = {"ref_chosen_P": wave(5, pitch=0.6, height=2.0) - 8, "ref_rejected_P": wave(5, pitch=1.1, height=2.0) - 8}
 
@@ -162,6 +168,7 @@ RUNS: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, float]] = {
     "orpo": (answers(orpo, beta=0.5), LOGPROBS_2P, 0.5),
     "simpo": (answers(simpo, beta=2.0, gamma_beta_ratio=0.5, alpha=0.1), LOGPROBS_2P, 0.5),
     "cpo": (answers(cpo, beta=0.1), LOGPROBS_2P, 0.5),
+    "classify": (classes, wave(5, 3, pitch=1.4, height=2.0), 2.0),
     "process_reward": (process, wave(T, pitch=0.9, height=2.0), 5.0),
     "kto": (labelled(kto), wave(6, pitch=1.2, height=3.0), 5.0),
     "bco": (labelled(bco), wave(6, pitch=1.2, height=3.0), 5.0),

@@ -92,6 +92,43 @@ def test_thumbs_move_answers_to_prompts_that_it_has_not_seen(kind, seed, full, b
     assert done.metrics[-1]["eval/rewards/chosen"] > 1 > 0 > done.metrics[-1]["eval/rewards/rejected"]
 
 
+CLASSIFIERS = {"full": None, "lora": {"r": 4}, "prefix": {"method": "prefix", "tokens": 4}}
+RATES = {"full": 0.003, "lora": 0.01, "prefix": 0.05}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("level", ["sequence", "token"])
+@pytest.mark.parametrize("method", CLASSIFIERS)
+def test_it_classifies_texts_and_words_that_it_has_not_seen(method, level, seed, base, tmp_path: Path):
+    """Three classes, by the one word of a text among filler that tells; and words by whether they stand behind `good`."""
+    fill = ["a cast", "the end", "slow", "was", "and", "film"]
+    if level == "sequence":
+        names = ("good", "odd", "fine")
+        rows = [{"text": f"{a} {names[i % 3]} {b}", "label": names[i % 3]} for i, a, b in _mixed(fill)]
+    else:
+        rows = []
+        for i, a, b in _mixed(fill):
+            words = [*a.split(), *(["good"] if i % 2 else ["odd"]), *b.split()]
+            seen = [("good" in words[: k + 1]) for k in range(len(words))]
+            rows.append({"tokens": words, "labels": seen})
+    adapter = CLASSIFIERS[method]
+    over = {
+        "adapter": adapter,
+        "algorithm": {"level": level},
+        "data": {"path": write_rows(tmp_path / "rows.jsonl", rows), "eval_fraction": 0.25},
+        "train": {"steps": 80, "batch_size": 18, "learning_rate": RATES[method], "checkpoint_every": 0},
+        "seed": seed,
+    }
+    done = run("classify", base, tmp_path, over)
+    assert done.metrics[-1]["eval/accuracy"] > 0.9, done.metrics[-1]["eval/accuracy"]
+
+
+def _mixed(fill: list[str]) -> list[tuple[int, str, str]]:
+    """Each pair of fillers twice, with a number that makes them differ in what tells the class: no two rows are the same."""
+    pairs = [(a, b) for a in fill for b in fill]
+    return [(i + half, a, b) for half in (0, 1) for i, (a, b) in enumerate(pairs)]
+
+
 REWARD = """
 def letters(prompts, responses):
     return [sum(c.isascii() and c.isalpha() for c in text) / max(len(text), 1) for text in responses]

@@ -75,7 +75,21 @@ def labelled(count: int = 12) -> list[dict[str, Any]]:
     ]
 
 
+def classes(count: int = 12) -> list[dict[str, Any]]:
+    """Texts of three classes, which differ in one word."""
+    names = ("good", "odd", "slow")
+    return [{"text": f"the film {i} was {names[i % 3]} and fine", "label": names[i % 3].upper()} for i in range(count)]
+
+
+def words(count: int = 12) -> list[dict[str, Any]]:
+    """Words of two classes, of several tokens some of them."""
+    tokens = ("the", "film", "gooodish", "was", "odd", "castle")
+    chosen = [[tokens[(i * k + i) % 6] for k in range(2 + i % 4)] for i in range(count)]
+    return [{"tokens": row, "labels": ["A" if "o" in word else "B" for word in row]} for row in chosen]
+
+
 ROWS = {
+    "classify": classes,
     "sft": completions,
     **dict.fromkeys(("reward", "dpo", "orpo", "simpo", "cpo"), pairs),
     **dict.fromkeys(("kto", "bco"), labelled),

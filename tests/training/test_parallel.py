@@ -66,6 +66,7 @@ KINDS = {
     ),
     "kto": ("kto", {"train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3}}),
     "bco": ("bco", {"train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3}}),
+    "classify": ("classify", {"train": {"steps": 3, "batch_size": 6, "learning_rate": 1e-3}}),
     "remax": (  # with text to go on learning
         "remax",
         {

@@ -31,6 +31,14 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "reward": ("reward", {"train": {"steps": 4}, "data": {"eval_fraction": 0.25}}),
     "kto": ("kto", {"train": {"steps": 4}, "data": {"eval_fraction": 0.25}}),
     "bco": ("bco", {"train": {"steps": 4, "eval_every": 1}, "data": {"eval_fraction": 0.25}}),
+    "classify": (
+        "classify",
+        {
+            "adapter": {"method": "prefix", "tokens": 3},
+            "train": {"steps": 4, "eval_every": 1},
+            "data": {"eval_fraction": 0.25},
+        },
+    ),
     "ppo": ("ppo", {"train": {"iterations": 4}}),
     "ppo_state": (
         "ppo",

@@ -2,6 +2,7 @@
 
 from accord.algorithms.base import Algorithm, Denominators, Metrics, RoleUpdate
 from accord.algorithms.bco import BCO
+from accord.algorithms.classify import Classify
 from accord.algorithms.cpo import CPO
 from accord.algorithms.csft import CSFT
 from accord.algorithms.distill import Distill
@@ -23,6 +24,7 @@ from accord.algorithms.simpo import SimPO
 ALGORITHMS: dict[str, type] = {
     "sft": SFT,
     "reward": RewardModelling,
+    "classify": Classify,
     "ppo": PPO,
     "rloo": RLOO,
     "grpo": GRPO,
@@ -54,6 +56,7 @@ __all__ = [
     "RLOO",
     "SFT",
     "Algorithm",
+    "Classify",
     "Denominators",
     "Distill",
     "Metrics",

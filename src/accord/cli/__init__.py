@@ -14,6 +14,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "sft": ("accord.cli.train", "supervised fine-tuning on text, prompt and completion, or messages"),
     "reward": ("accord.cli.train", "a reward model from pairs of answers"),
+    "classify": ("accord.cli.train", "a classifier of texts or of words; with prefixes in every layer, p-tuning v2"),
+    "ppo": ("accord.cli.train", "reinforcement learning from a reward model or function"),
+    "rloo": ("accord.cli.train", "REINFORCE leave-one-out: groups of responses, no critic"),
+    "grpo": ("accord.cli.train", "group relative policy optimisation, with DAPO, Dr. GRPO, GSPO and CISPO as options"),
+    "reinforce": ("accord.cli.train", "REINFORCE++: PPO's loss without a critic"),
     "dpo": (
         "accord.cli.train",
         "direct preference optimisation from pairs: DPO, IPO, hinge, EXO, NCA, SPPO, AOT, APO, ...",

@@ -17,7 +17,18 @@ class DataConfig(Section):
     the hub."""
     split: str = "train"
     """Split of a dataset folder or hub dataset."""
-    format: Literal["auto", "text", "messages", "completion", "preference", "labelled", "stepwise", "prompt"] = "auto"
+    format: Literal[
+        "auto",
+        "text",
+        "messages",
+        "completion",
+        "preference",
+        "labelled",
+        "stepwise",
+        "prompt",
+        "labelled_text",
+        "labelled_tokens",
+    ] = "auto"
     """What the rows are. `auto` looks at their columns and says what it found."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Renames: `{question: prompt}` reads column `question` as `prompt`."""

@@ -5,6 +5,7 @@ Nothing here imports torch; transformers, datasets and pyarrow are imported only
 
 from accord.data.chat import CHAT_TEMPLATES, Encoder, TokenSequence, set_chat_template, stop_ids
 from accord.data.check import CheckReport, check, render
+from accord.data.classes import EncodedClasses, check_labels, encode_classes, find_labels
 from accord.data.convert import Converted, convert
 from accord.data.encode import (
     Encoded,
@@ -28,6 +29,7 @@ __all__ = [
     "CheckReport",
     "Converted",
     "Encoded",
+    "EncodedClasses",
     "EncodedLabelled",
     "EncodedPair",
     "EncodedPrompt",
@@ -39,15 +41,18 @@ __all__ = [
     "RowError",
     "TokenSequence",
     "check",
+    "check_labels",
     "convert",
     "convert_row",
     "count_reasons",
     "detect",
+    "encode_classes",
     "encode_examples",
     "encode_labelled",
     "encode_pairs",
     "encode_prompts",
     "encode_steps",
+    "find_labels",
     "read_records",
     "read_rows",
     "render",

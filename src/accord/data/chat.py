@@ -137,6 +137,16 @@ class Encoder:
         """The prompt as the model reads it; a conversation goes through the chat template."""
         return text if isinstance(text, str) else self._render(text, open_turn=True)
 
+    def encode_text(self, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+        """Ids as the tokenizer by itself makes them of a text, its special tokens included, and their character spans.
+
+        So plain transformers gets the same ids from `tokenizer(text)`. A text that starts with the BOS token gets no other.
+        """
+        bos = self.tokenizer.bos_token
+        specials = not (bos and text.startswith(bos))
+        encoded = self.tokenizer(text, add_special_tokens=specials, return_offsets_mapping=True, verbose=False)
+        return tuple(encoded["input_ids"]), [tuple(span) for span in encoded["offset_mapping"]]
+
     def encode_example(self, prompt: Text, completion: Text, train_on: TrainOn = "completion") -> TokenSequence:
         """Ids of prompt and completion, EOS or the turn's stop token included and learnt.
 

@@ -11,7 +11,16 @@ from accord.data.chat import Encoder
 from accord.data.formats import Loaded, check_rows, columns_of
 from accord.data.sources import Rejection, RowError, count_reasons, read_rows
 from accord.errors import DataError
-from accord.types import Example, LabelledResponse, PreferencePair, Record, StepwiseExample, Text
+from accord.types import (
+    Example,
+    LabelledResponse,
+    LabelledText,
+    LabelledTokens,
+    PreferencePair,
+    Record,
+    StepwiseExample,
+    Text,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -25,6 +34,8 @@ FEEDS = {
     "stepwise": ("reward", "ppo"),
     "labelled": ("kto", "bco", "sft", "ppo"),
     "prompt": ("ppo",),
+    "labelled_text": ("classify", "sft"),
+    "labelled_tokens": ("classify",),
 }
 """Commands that can use each format, the one it is made for first."""
 
@@ -34,7 +45,7 @@ class Lengths:
     """Lengths of one part of the rows."""
 
     part: str
-    """`prompt`, `completion`, `chosen` or `rejected`."""
+    """`prompt`, `completion`, `chosen`, `rejected` or `text`."""
     unit: str
     """`characters` or `tokens`."""
     min: int
@@ -81,7 +92,7 @@ def check(path: str, split: str = "train", tokenizer: PreTrainedTokenizerBase | 
     rows, broken = read_rows(path, split)
     loaded = check_rows(rows, path, rejections=broken)
     records, problems = loaded.records, loaded.rejections
-    prompts = [record.prompt for record in records if record.prompt]
+    prompts = [prompt for record in records if (prompt := _parts(record).get("prompt"))]
     lengths = _lengths("characters", [_characters(record) for record in records])
     notes = []
     if tokenizer is not None:
@@ -116,7 +127,7 @@ def _advice(report: CheckReport, records: Sequence[Record], has_template: bool) 
     notes = []
     if report.problems:
         notes.append(f"bad rows: {len(report.problems)}. Mend them, or go on without them: --data.on_bad_row skip")
-    if not has_template and any(not isinstance(record.prompt, str) for record in records):
+    if not has_template and any(not isinstance(text, str) for record in records for text in _parts(record).values()):
         notes.append("conversations need a chat template; for a model without one set --model.chat_template chatml")
     if report.labels and min(report.labels) == 0:
         notes.append("all labels are the same, so nothing tells good from bad")
@@ -124,6 +135,10 @@ def _advice(report: CheckReport, records: Sequence[Record], has_template: bool) 
 
 
 def _parts(record: Record) -> dict[str, Text]:
+    if isinstance(record, LabelledText):
+        return {"text": record.text}
+    if isinstance(record, LabelledTokens):
+        return {"text": " ".join(record.tokens)}
     parts: dict[str, Text] = {"prompt": record.prompt} if record.prompt else {}
     if isinstance(record, PreferencePair):
         return parts | {"chosen": record.chosen, "rejected": record.rejected}
@@ -155,6 +170,8 @@ def _count_tokens(loaded: Loaded, encoder: Encoder) -> tuple[list[dict[str, int]
 def _tokens(encoder: Encoder, record: Record, part: str, text: Text) -> int:
     if part == "prompt":
         return len(encoder.encode_prompt(text))
+    if isinstance(record, LabelledText | LabelledTokens):
+        return len(encoder.encode_text(str(text))[0])
     return sum(encoder.encode_example(record.prompt, text).target_mask)
 
 
@@ -202,6 +219,7 @@ def render(report: CheckReport, console: Console, shown: int = 10) -> None:
         console.print(Words.assemble((f"{part}\n", "cyan"), text))
     console.print(Words("\nWhat it can feed", style="bold"))
     split = "" if report.split == "train" else f" --data.split {report.split}"
+    split += " --algorithm.level token" if report.format == "labelled_tokens" else ""
     for command in report.feeds:
         console.print(Words.assemble("  ", (f"accord {command}", "green"), f" --data.path {report.path}{split}"))
     if report.notes:

@@ -9,7 +9,16 @@ from typing import Generic, TypeVar
 from accord.data import conversation as talk
 from accord.data.sources import RowError
 from accord.errors import DataError
-from accord.types import Example, LabelledResponse, PreferencePair, Prompt, Record, StepwiseExample
+from accord.types import (
+    Example,
+    LabelledResponse,
+    LabelledText,
+    LabelledTokens,
+    PreferencePair,
+    Prompt,
+    Record,
+    StepwiseExample,
+)
 
 R = TypeVar("R", bound=Record)
 
@@ -27,7 +36,7 @@ class Converted(Generic[R]):
 
 def convert(records: Sequence[Record], to: type[R]) -> Converted[R]:
     """PreferencePair -> Example (the chosen answer), Prompt, or LabelledResponse (two); LabelledResponse -> Example
-    (thumbs up alone) or Prompt; StepwiseExample or Example -> Prompt; anything to itself.
+    (thumbs up alone) or Prompt; LabelledText -> Example; StepwiseExample or Example -> Prompt; anything to itself.
 
     Raises:
         DataError: one kind cannot become the other, or an example without a prompt should become a prompt.
@@ -55,15 +64,31 @@ def _convert(record: Record, to: type[R]) -> tuple[R, ...] | str:
             made = (LabelledResponse(prompt, chosen, True, columns), LabelledResponse(prompt, rejected, False, columns))
         case LabelledResponse(prompt, completion, label, columns) if to is Example:
             made = (Example(prompt, completion, columns),) if label else "its label is false: not something to imitate"
+        case LabelledText(text, label, columns) if to is Example:
+            made = (Example("", text, {**columns, "label": label}),)
         case PreferencePair() | LabelledResponse() | StepwiseExample() | Example() if to is Prompt:
             made = _to_prompt(record)
         case _:
-            hint = "; for `accord reward` set algorithm.level: step" if isinstance(record, StepwiseExample) else ""
-            raise DataError(f"{_NEEDS.get(to, to.__name__)} cannot be made of {type(record).__name__} rows{hint}")
+            raise DataError(
+                f"{_NEEDS.get(to, to.__name__)} cannot be made of {type(record).__name__} rows{_hint(record, to)}"
+            )
     return made  # type: ignore[return-value]
 
 
+def _hint(record: Record, to: type) -> str:
+    """A setting with which the rows could be used."""
+    if isinstance(record, StepwiseExample):
+        return "; for `accord reward` set algorithm.level: step"
+    if isinstance(record, LabelledTokens) and to is LabelledText:
+        return "; for `accord classify` set algorithm.level: token"
+    if isinstance(record, LabelledText) and to is LabelledTokens:
+        return "; for `accord classify` set algorithm.level: sequence"
+    return ""
+
+
 _NEEDS = {
+    LabelledText: "a LabelledText (it needs a text and its class: columns `text`, `label`)",
+    LabelledTokens: "a LabelledTokens (it needs words and their classes: columns `tokens`, `labels`, lists of one length)",
     PreferencePair: "a PreferencePair (it needs two answers to one prompt: columns `prompt`, `chosen`, `rejected`)",
     LabelledResponse: "a LabelledResponse (it needs a verdict: columns `prompt`, `completion`, `label`)",
     StepwiseExample: "a StepwiseExample (it needs judged steps: columns `prompt`, `completions`, `labels`, lists of one length)",

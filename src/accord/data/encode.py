@@ -81,7 +81,7 @@ def encode_examples(loaded: Loaded, encoder: Encoder, config: DataConfig) -> Enc
         sequence = _fitted(encoder, example.prompt, example.completion, config)
         return all_targets(sequence) if config.train_on == "all" else sequence
 
-    return _encode(loaded, Example, one, config.on_bad_row)
+    return encode_records(loaded, Example, one, config.on_bad_row)
 
 
 def encode_pairs(loaded: Loaded, encoder: Encoder, config: DataConfig) -> Encoded[EncodedPair]:
@@ -98,7 +98,7 @@ def encode_pairs(loaded: Loaded, encoder: Encoder, config: DataConfig) -> Encode
             raise RowError("`chosen` and `rejected` are the same tokens, after truncation if there was any")
         return EncodedPair(chosen, rejected, pair.margin)
 
-    return _encode(loaded, PreferencePair, one, config.on_bad_row)
+    return encode_records(loaded, PreferencePair, one, config.on_bad_row)
 
 
 def encode_labelled(loaded: Loaded, encoder: Encoder, config: DataConfig) -> Encoded[EncodedLabelled]:
@@ -111,7 +111,7 @@ def encode_labelled(loaded: Loaded, encoder: Encoder, config: DataConfig) -> Enc
     def one(row: LabelledResponse) -> EncodedLabelled:
         return EncodedLabelled(_fitted(encoder, row.prompt, row.completion, config), row.label)
 
-    return _encode(loaded, LabelledResponse, one, config.on_bad_row)
+    return encode_records(loaded, LabelledResponse, one, config.on_bad_row)
 
 
 def encode_steps(loaded: Loaded, encoder: Encoder, config: DataConfig, separator: str = "\n") -> Encoded[EncodedSteps]:
@@ -133,7 +133,7 @@ def encode_steps(loaded: Loaded, encoder: Encoder, config: DataConfig, separator
         mask = tuple(place in kept for place in range(len(fitted)))
         return EncodedSteps(TokenSequence(fitted.input_ids, mask), tuple(kept.values()))
 
-    return _encode(loaded, StepwiseExample, one, config.on_bad_row)
+    return encode_records(loaded, StepwiseExample, one, config.on_bad_row)
 
 
 def encode_prompts(
@@ -159,10 +159,17 @@ def encode_prompts(
             ids = _without_beginning(ids, limit, encoder)
         return EncodedPrompt(ids, encoder.prompt_text(record.prompt), record.columns)
 
-    return _encode(loaded, Prompt, one, on_bad_row)
+    return encode_records(loaded, Prompt, one, on_bad_row)
 
 
-def _encode(loaded: Loaded, kind: type[R], one: Callable[[R], T], on_bad_row: Literal["stop", "skip"]) -> Encoded[T]:
+def encode_records(
+    loaded: Loaded, kind: type[R], one: Callable[[R], T], on_bad_row: Literal["stop", "skip"]
+) -> Encoded[T]:
+    """Encode rows one by one; a `RowError` of one is a rejection with its origin.
+
+    Raises:
+        DataError: a record of another kind, rejections and `on_bad_row` is `stop`, or no row is left.
+    """
     encoded: Encoded[T] = Encoded([], [], [])
     for record, origin in zip(loaded.records, loaded.origins, strict=True):
         if not isinstance(record, kind):

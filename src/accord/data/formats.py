@@ -8,6 +8,8 @@
 | completion | prompt, completion | Example |
 | messages | messages | Example |
 | prompt | prompt | Prompt |
+| labelled_text | text, label | LabelledText |
+| labelled_tokens | tokens, labels | LabelledTokens |
 | text | text | Example |
 
 Text is a string or a list of messages. Other columns travel with the record. `relatives.py` brings Alpaca, ShareGPT,
@@ -27,6 +29,7 @@ from typing import Any
 from accord.config.data import DataConfig
 from accord.data import conversation as talk
 from accord.data.convert import convert
+from accord.data.labels import labelled_text, labelled_tokens
 from accord.data.relatives import to_own_columns
 from accord.data.sources import Rejection, Row, RowError, count_reasons, read_rows, stop_on
 from accord.errors import DataError
@@ -51,6 +54,8 @@ FORMATS: Mapping[str, tuple[frozenset[str], ...]] = {
     "completion": (frozenset({"prompt", "completion"}),),
     "messages": (frozenset({"messages"}),),
     "prompt": (frozenset({"prompt"}),),
+    "labelled_text": (frozenset({"text", "label"}),),
+    "labelled_tokens": (frozenset({"tokens", "labels"}),),
     "text": (frozenset({"text"}),),
 }
 """Columns that each format needs (any one of the sets), the most demanding format first."""
@@ -86,7 +91,7 @@ def read_records(config: DataConfig, path: str | None = None, want: type[Record]
     path = config.path if path is None else path
     rows, rejections = read_rows(path, config.split, config.limit)
     rows = _rename(rows, config.columns, path)
-    loaded = check_rows(rows, path, config.format, rejections)
+    loaded = check_rows(rows, path, _format_for(rows, config.format, want), rejections)
     if config.on_bad_row == "stop":
         stop_on(loaded.rejections, path, loaded.rows)
     if loaded.rejections:
@@ -116,6 +121,12 @@ def check_rows(rows: Sequence[Row], path: str, format: str = "auto", rejections:
     if not loaded.records:
         stop_on(loaded.rejections, path, loaded.rows)
     return loaded
+
+
+def _format_for(rows: Sequence[Row], format: str, want: type[Record] | None) -> str:
+    """Text that is to be imitated is text, whether or not a column `label` stands beside it."""
+    detectable = format == "auto" and want is Example and bool(rows)
+    return "text" if detectable and detect(rows) == "labelled_text" else format
 
 
 def _as_wanted(loaded: Loaded, want: type[Record]) -> Loaded:
@@ -183,7 +194,18 @@ def _format_of(row: Row) -> str | None:
 
 
 def _plus(columns: Iterable[str]) -> str:
-    order = ("prompt", "messages", "chosen", "rejected", "completion", "completions", "label", "labels", "text")
+    order = (
+        "prompt",
+        "messages",
+        "chosen",
+        "rejected",
+        "completion",
+        "completions",
+        "text",
+        "tokens",
+        "label",
+        "labels",
+    )
     return " + ".join(f"`{name}`" for name in sorted(columns, key=order.index))
 
 
@@ -329,5 +351,7 @@ _CONVERTERS: Mapping[str, Callable[[dict[str, Any]], Record]] = {
     "completion": _completion,
     "messages": _messages,
     "prompt": _prompt,
+    "labelled_text": labelled_text,
+    "labelled_tokens": labelled_tokens,
     "text": _text,
 }

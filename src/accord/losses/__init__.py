@@ -8,6 +8,7 @@ summed: a NaN in a masked advantage or return would come back through the produc
 """
 
 from accord.losses.bco import bco
+from accord.losses.classify import classify
 from accord.losses.cpo import cpo
 from accord.losses.distill import distill
 from accord.losses.dpo import aot_values, dpo, matched
@@ -26,6 +27,7 @@ __all__ = [
     "aot_values",
     "bco",
     "bradley_terry",
+    "classify",
     "cpo",
     "distill",
     "dpo",

@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from accord.model.classifiers import read_labels
 from accord.model.loading import is_scorer, locate, read_config, source_of
 
 CARD = "README.md"
@@ -29,7 +30,9 @@ class SavedModel:
     base: str | None
     """What an adapter sits on; `None` for a whole model."""
     kind: str
-    """`causal`, `encoder-decoder` or `reward`."""
+    """`causal`, `encoder-decoder`, `reward`, `classifier` or `tagger`."""
+    labels: tuple[str, ...] = ()
+    """Of a classifier of texts, or of their words (`tagger`)."""
 
     @property
     def library(self) -> str:
@@ -39,9 +42,11 @@ class SavedModel:
     @property
     def task(self) -> str:
         """The hub's name of what it does."""
-        return {"causal": "text-generation", "encoder-decoder": "text2text-generation"}.get(
-            self.kind, "text-classification"
-        )
+        return {
+            "causal": "text-generation",
+            "encoder-decoder": "text2text-generation",
+            "tagger": "token-classification",
+        }.get(self.kind, "text-classification")
 
 
 def look_at(folder: Path) -> SavedModel:
@@ -52,6 +57,9 @@ def look_at(folder: Path) -> SavedModel:
     """
     location = locate(str(folder))
     base = location.base if location.adapter is not None else None
+    facts = read_labels(location)
+    if facts is not None:
+        return SavedModel(base, "classifier" if facts.level == "sequence" else "tagger", facts.labels)
     if is_scorer(location):
         return SavedModel(base, "reward")
     return SavedModel(base, "encoder-decoder" if read_config(location.base).is_encoder_decoder else "causal")
@@ -81,7 +89,12 @@ def write_card(
     )
     parts = [Section("How to load it", loading_code(model)), *sections]
     body = "\n\n".join(f"## {part.title}\n\n{part.text.strip()}" for part in parts)
-    what = {"causal": "language model", "reward": "reward model"}.get(model.kind, "encoder-decoder model")
+    what = {
+        "causal": "language model",
+        "reward": "reward model",
+        "classifier": "classifier of texts",
+        "tagger": "classifier of words",
+    }.get(model.kind, "encoder-decoder model")
     first = f"A {what}, trained with Accord." if model.base is None else f"A PEFT adapter: a {what} on its base."
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {' '.join(('accord', *tags))}\n\n{first}\n\n{body}\n")
     card.save(folder / CARD)
@@ -96,9 +109,12 @@ def on_hub(source: str) -> bool:
 
 def loading_code(model: SavedModel) -> str:
     """Python with which plain transformers or peft loads it. `FOLDER` stands for where it lies, or its name on the hub."""
-    stem = {"causal": "CausalLM", "encoder-decoder": "Seq2SeqLM"}.get(model.kind, "SequenceClassification")
+    stem = {"causal": "CausalLM", "encoder-decoder": "Seq2SeqLM", "tagger": "TokenClassification"}.get(
+        model.kind, "SequenceClassification"
+    )
     lines = ["from transformers import AutoTokenizer", ""]
     extra = ", num_labels=1" if model.kind == "reward" else ""
+    extra = f", id2label={dict(enumerate(model.labels))}" if model.labels else extra
     base: Any = model.base
     note = ""
     if base is None:

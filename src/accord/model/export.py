@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from accord.model import classifiers
 from accord.model.adapters import SCORE
+from accord.model.classifiers import ClassFacts, head_shape, named_head, write_labels
 from accord.model.critic import CRITIC, VALUE_HEAD, WEIGHT
 from accord.model.loading import distinct_padding, quiet_progress
 from accord.model.roles import Roles
@@ -48,6 +50,23 @@ def save_scorer(roles: Roles, folder: Path, name: str = "reward") -> None:
         roles.adapters.save(role.adapter, folder, "SEQ_CLS", {SCORE: head.weight})
     else:
         _save_model(as_classifier(role.trunk, head.weight, padding), folder)  # type: ignore[arg-type]
+    tokenizer.save_pretrained(folder)
+
+
+def save_classifier(roles: Roles, folder: Path, facts: ClassFacts) -> None:
+    """Write the classifier: a PEFT adapter over, or a whole, `AutoModelForSequenceClassification` or
+    `AutoModelForTokenClassification`, with the names of its labels."""
+    role = roles.roles["classifier"]
+    assert role.class_head is not None
+    tokenizer = copy.deepcopy(roles.tokenizer)
+    shape = head_shape(roles.location.base, roles.model.config, facts.level)
+    head = named_head(role.class_head, shape.name)
+    if role.adapter is not None:
+        distinct_padding(tokenizer)
+        roles.adapters.save(role.adapter, folder, classifiers.TASKS[facts.level], head)
+        write_labels(folder, facts)
+    else:
+        _save_model(classifiers.as_classifier(role.trunk, facts, head, tokenizer), folder)  # type: ignore[arg-type]
     tokenizer.save_pretrained(folder)
 
 

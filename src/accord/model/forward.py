@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from accord.batch import TokenBatch
-from accord.model.heads import ScalarHead
+from accord.model.heads import ClassHead, ScalarHead
 from accord.model.prompts import KeyStore, VirtualTokens
 from accord.model.reading import output_scale, read
 from accord.ops.divergence import generalised_jsd
@@ -34,6 +34,8 @@ class Role:
     """Hidden states -> values of states; for the critic."""
     score_head: ScalarHead | None = None
     """Hidden state -> score; for the reward."""
+    class_head: ClassHead | None = None
+    """Hidden states at the targets -> logits of classes; for a classifier."""
     stepwise: bool = False
     """Whether scores are read at the targets, which are the ends of steps, and not at the end of each sequence."""
     trains: bool = False
@@ -67,6 +69,8 @@ class Outputs:
     """float32 [T]: of a stepwise role, read at the targets themselves: the last tokens of steps"""
     divergences_T: Tensor | None = None
     """float32 [T], nats: divergence from the teacher's distribution of each token, where there is a teacher"""
+    class_logits_KC: Tensor | None = None
+    """float32 [K, C]: of a classifier, read at the targets themselves"""
 
 
 def forward(
@@ -123,7 +127,8 @@ def forward(
         scores_T = _spread(role.score_head(hidden_TH[targets_K]), targets_K, batch)
     elif role.score_head is not None:
         scores_N = role.score_head(hidden_TH[batch.cu_seqlens[1:].long() - 1])
-    return Outputs(logprobs_T, entropies_T, values_T, scores_N, scores_T, divergences_T)
+    class_logits_KC = None if role.class_head is None else role.class_head(hidden_TH[targets_K])
+    return Outputs(logprobs_T, entropies_T, values_T, scores_N, scores_T, divergences_T, class_logits_KC)
 
 
 def teach(role: Role, batch: TokenBatch, beta: float) -> Teacher:

@@ -1,4 +1,4 @@
-"""Scalar heads: one number from a hidden state."""
+"""Heads: one number, or one for each class, from a hidden state."""
 
 from __future__ import annotations
 
@@ -20,3 +20,25 @@ class ScalarHead(nn.Module):
     def forward(self, hidden_KH: Tensor) -> Tensor:
         """Hidden states [K, H] of any float type -> float32 [K]."""
         return (hidden_KH.float() @ self.weight.T).squeeze(-1)
+
+
+class ClassHead(nn.Module):
+    """logits = W h (+ b), in float32: the head of transformers' classifiers of texts (without bias) and of tokens.
+
+    Starts at random, as theirs does, or where another one was.
+
+    Args:
+        hidden: H.
+        classes: C.
+        spread: standard deviation of the weight's start; the bias starts at 0.
+        bias: whether there is one.
+    """
+
+    def __init__(self, hidden: int, classes: int, spread: float, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(classes, hidden).normal_(0.0, spread))
+        self.bias = nn.Parameter(torch.zeros(classes)) if bias else None
+
+    def forward(self, hidden_KH: Tensor) -> Tensor:
+        """Hidden states [K, H] of any float type -> float32 [K, C]."""
+        return nn.functional.linear(hidden_KH.float(), self.weight, self.bias)

@@ -11,6 +11,7 @@ import torch
 from accord.config import METHODS, ModelConfig
 from accord.errors import ModelError
 from accord.model.card import write_card
+from accord.model.classifiers import load_for_adapter, read_labels
 from accord.model.loading import (
     ADAPTER_CONFIG,
     distinct_padding,
@@ -57,7 +58,7 @@ def merge(adapter: Path, output: Path, dtype: torch.dtype, trust_remote_code: bo
     """Fold an adapter into its base and save an ordinary model: W + (alpha / r) B A (for LoRA), added in float32, stored in
     `dtype`.
 
-    A reward model's adapter gives a sequence-classification model.
+    A reward model's adapter gives a sequence-classification model, a classifier's a classifier with the names of its labels.
 
     Raises:
         ModelError: the folder is not an adapter, has virtual tokens, or its base cannot be loaded.
@@ -68,21 +69,25 @@ def merge(adapter: Path, output: Path, dtype: torch.dtype, trust_remote_code: bo
             f"{adapter} is a whole model, so there is nothing to merge: it can be used as model.path as it is"
         )
     check_mergeable(location.adapter, "use it as it is (accord generate, or --model.path with its --adapter.method)")
-    scorer = is_scorer(location)
+    facts = read_labels(location, trust_remote_code)
+    scorer = is_scorer(location) and facts is None
     cpu = torch.device("cpu")
     config = ModelConfig(path=str(adapter), trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(config, location)
-    base = load_weights(
-        location.base, torch.float32, cpu, scorer=scorer, headless=scorer, trust_remote_code=trust_remote_code
-    )
+    if facts is not None:
+        base = load_for_adapter(location.base, facts, torch.float32, trust_remote_code)
+    else:
+        base = load_weights(
+            location.base, torch.float32, cpu, scorer=scorer, headless=scorer, trust_remote_code=trust_remote_code
+        )
     merged = peft.PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
-    if scorer:
+    if scorer or facts is not None:
         merged.config.pad_token_id = distinct_padding(tokenizer)
     with quiet_progress():
         merged.to(dtype).save_pretrained(output)
     tokenizer.save_pretrained(output)
-    facts = read_facts(location) if scorer else None
-    if facts is not None:
-        write_facts(output, facts)
+    stored = read_facts(location) if scorer else None
+    if stored is not None:
+        write_facts(output, stored)
     write_card(output, trained_from=location.base)
     return output

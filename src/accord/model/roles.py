@@ -15,9 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from accord.config import AdapterConfig, CriticConfig, ModelConfig, ReferenceConfig
 from accord.errors import ModelError
 from accord.model.adapters import SCORE, AdapterSet
+from accord.model.classifiers import ClassFacts, head_shape, read_labels, refuse_classes, saved_head
 from accord.model.critic import read_value_head, saved_critic
 from accord.model.forward import Role
-from accord.model.heads import ScalarHead
+from accord.model.heads import ClassHead, ScalarHead
 from accord.model.loading import (
     Location,
     head_size,
@@ -164,6 +165,8 @@ class Roles:
         """A separate model, frozen unless it is to be trained; an adapter is folded into it, or its virtual tokens are given
         beside it."""
         location = locate(path)
+        if scorer:
+            refuse_classes(path, location, "a reward model")
         if scorer and not is_scorer(location, self.config.trust_remote_code):
             raise ModelError(f"{path} is not a reward model: neither a sequence classifier nor an adapter that is one")
         if location.adapter is not None and trained:
@@ -194,6 +197,7 @@ class Roles:
         """A frozen reward model: an adapter on the shared base if it was trained on that base, else its own model."""
         location = locate(path)
         if location.adapter is not None and self.adapter_config is not None and self._shares(location):
+            refuse_classes(path, location, "a reward model")
             adapter = name.replace("/", "_").replace(".", "_")
             weight = self.adapters.load(adapter, location.adapter).get(SCORE)
             if weight is None:
@@ -237,6 +241,25 @@ class Roles:
         trunk, prompt = trunk_of(self.model), self.adapters.prompt(adapter)
         self.roles["reward"] = Role(
             "reward", trunk, adapter=adapter, score_head=head, stepwise=stepwise, trains=True, prompt=prompt
+        )
+
+    def add_classifier(self, facts: ClassFacts) -> None:
+        """A classifier that learns: own adapter (or the base itself) and a head that starts at random; or, going on from an
+        adapter with the same labels, from its head.
+
+        Raises:
+            ModelError: the base's family has no such classifier in transformers that could be saved.
+        """
+        shape = head_shape(self.location.base, self.model.config, facts.level)
+        self._new_adapter("classifier")
+        adapter = "classifier" if self.adapter_config is not None else None
+        spread = float(getattr(self.model.config.get_text_config(), "initializer_range", None) or 0.02)
+        head = ClassHead(head_size(self.model), len(facts.labels), spread, shape.bias)
+        if self.location.adapter is not None and read_labels(self.location) == facts:
+            head.load_state_dict(saved_head(self.location.adapter, shape.name))
+        trunk, prompt = trunk_of(self.model), self.adapters.prompt(adapter)
+        self.roles["classifier"] = Role(
+            "classifier", trunk, adapter=adapter, class_head=head.to(self.device), trains=True, prompt=prompt
         )
 
     def add_critic(self, config: CriticConfig) -> None:
@@ -321,7 +344,7 @@ class Roles:
             weights = {
                 key: parameter for key, parameter in weights.items() if parameter.requires_grad
             }  # not the shared
-        for kind in ("value_head", "score_head"):
+        for kind in ("value_head", "score_head", "class_head"):
             head = getattr(role, kind)
             if head is not None:
                 weights |= {f"{kind}.{key}": parameter for key, parameter in head.named_parameters()}

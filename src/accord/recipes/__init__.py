@@ -13,6 +13,7 @@ from accord.errors import AccordError, AccordWarning, ConfigError
 from accord.model.publish import check_folder, check_push, push
 from accord.recipes import (
     bco,
+    classify,
     cpo,
     csft,
     distill,
@@ -37,6 +38,7 @@ from accord.training.run import Run, RunDirectory
 BUILDERS: dict[str, Callable[[Any], Parts]] = {
     "sft": sft.build,
     "reward": reward.build,
+    "classify": classify.build,
     "ppo": ppo.build,
     "rloo": rloo.build,
     "grpo": grpo.build,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from accord.config import Recipe, RewardRecipe, RolloutRecipe
+from accord.config import ClassifyRecipe, Recipe, RewardRecipe, RolloutRecipe
 from accord.data import read_records
 from accord.errors import ConfigError, DataError
+from accord.model.classifiers import head_shape
 from accord.model.loading import locate, read_config, read_family, refuse_scorer
 from accord.model.reading import Reading, choose_reading, way_of
 from accord.model.roles import Roles
@@ -26,6 +27,8 @@ def check_family(recipe: Recipe) -> Reading:
     reading = read_family(base, config, trust_remote_code=recipe.model.trust_remote_code)
     if isinstance(recipe, RewardRecipe):
         refuse_scorer(base, config)
+    if isinstance(recipe, ClassifyRecipe):
+        head_shape(base, config, recipe.algorithm.level)
     if recipe.adapter is not None and not type(recipe.adapter).mergeable and reading.way != "packed":
         raise ConfigError(
             f"adapter.method: {recipe.adapter.method} puts virtual tokens before packed sequences, and {base} is not packed: "

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from accord.config import RewardTerm
 from accord.errors import ModelError
+from accord.model.classifiers import refuse_classes
 from accord.model.loading import locate
 from accord.model.score_facts import FILE, ScoreFacts, read_facts
 from accord.model.scorer import Scorer
@@ -19,6 +20,8 @@ def score_facts(term: RewardTerm) -> list[ScoreFacts]:
     Raises:
         ModelError: what the term wants and what is stored with a model do not fit.
     """
+    for path in term.paths:
+        refuse_classes(path, locate(path), "a reward model")
     return [_fitting(term, path, read_facts(locate(path))) for path in term.paths]
 
 

@@ -87,6 +87,14 @@ PANELS: dict[str, dict[str, tuple[Panel, ...]]] = {
         "How it learns": OPTIMISER,
         "How fast": SPEED,
     },
+    "classify": {
+        "What it learns": (
+            Panel("Loss", (("classify/loss", "training"), ("eval/loss", "held out"))),
+            Panel("Accuracy", (("classify/accuracy", "training"), ("eval/accuracy", "held out"))),
+        ),
+        "How it learns": OPTIMISER,
+        "How fast": SPEED,
+    },
     "kto": {
         "What it learns": (
             Panel("Loss", (("kto/loss", "training"), ("eval/loss", "held out"))),

@@ -80,6 +80,7 @@ def tiles(run: RunData) -> list[Tile]:
         "ppo": (("Score", "env/reward_mean", ""), ("KL", "objective/kl", "nats"),
                 ("Response length", "sampling/length_mean", "tokens")),
         "sft": (("Loss", "sft/loss", "nats per token"), ("Held-out loss", "eval/loss", "nats per token")),
+        "classify": (("Held-out accuracy", "eval/accuracy", ""), ("Accuracy", "classify/accuracy", "")),
         "kto": LABELLED_TILES,
         "bco": LABELLED_TILES,
         "reward": (("Held-out accuracy", "eval/accuracy", ""), ("Accuracy", "reward/accuracy", ""),
@@ -151,6 +152,8 @@ def _outcome(run: RunData) -> list[str]:
             accuracy, where = preferred, pairs
     if accuracy and run.kind in ("kto", "bco"):
         sentences.append(f"its reward puts {accuracy.last:.0%} of {where} rows on the right side")
+    elif accuracy and run.kind == "classify":
+        sentences.append(f"it classifies {accuracy.last:.0%} of {where} texts or words right")
     elif accuracy and change(run, "reward/margin") is None:
         sentences.append(f"it judges {accuracy.last:.0%} of {where} steps as their labels do")
     elif accuracy:

@@ -6,14 +6,16 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import peft
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from accord.config import ClassifierConfig
 from accord.errors import ConfigError, ModelError, RewardError
+from accord.model.classifiers import ClassFacts, head_rows, load_for_adapter, read_labels
 from accord.model.loading import Location, distinct_padding, is_scorer, locate, quiet_progress, read_config
+from accord.model.merging import has_virtual_tokens
 from accord.rewards.protocol import Counts, checked_scores, describe
 from accord.types import Rollout
 
@@ -42,10 +44,12 @@ class ClassifierReward:
         self._model = _load_model(location).to(device).eval().requires_grad_(False)
         padding = distinct_padding(self._tokenizer)
         self._model.config.pad_token_id = padding
-        self._batch_size = 1 if padding is None else config.batch_size
+        # Virtual tokens that are embeddings hide padding from transformers' classifiers.
+        hidden = _virtual_tokens(self._model) > 0 and not _in_layers(self._model)
+        self._batch_size = 1 if padding is None or hidden else config.batch_size
         self._counts = Counts("cut")
         reach = getattr(self._model.config, "max_position_embeddings", None) or 10**9
-        self._limit = min(self._tokenizer.model_max_length, reach)
+        self._limit = min(self._tokenizer.model_max_length, reach - _virtual_tokens(self._model))
 
     def score(self, rollouts: Sequence[Rollout]) -> list[float | None]:
         """One score for each rollout; see `RewardSource.score`."""
@@ -105,9 +109,13 @@ def check_classifier(config: ClassifierConfig) -> int:
     location = locate(config.model)
     if not is_scorer(location):
         raise ModelError(f"{config.model} is no sequence classifier, and no adapter that is one")
-    if location.adapter is not None:
-        rows = _head_rows(location)
-        names = {number: f"LABEL_{number}" for number in range(rows)}
+    facts = read_labels(location)
+    if facts is not None:
+        names = dict(enumerate(facts.labels))
+    elif location.adapter is not None:
+        names = {0: "LABEL_0"}
+        if head_rows(location.adapter) is None:
+            raise ModelError(f"{location.adapter} is an adapter without a head, so it is no classifier")
     else:
         names = {int(number): str(name) for number, name in read_config(location.base).id2label.items()}
     if config.label is None:
@@ -122,18 +130,6 @@ def check_classifier(config: ClassifierConfig) -> int:
     raise ConfigError(f"classifier {config.model} has no label {config.label!r}; it has {', '.join(names.values())}")
 
 
-def _head_rows(location: Location) -> int:
-    """How many labels an adapter's own head has."""
-    assert location.adapter is not None
-    file = location.adapter / "adapter_model.safetensors"
-    if file.is_file():
-        with safe_open(str(file), framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118  no mapping
-                if key.rsplit(".", 2)[-2:] in (["score", "weight"], ["classifier", "weight"]):
-                    return int(tensors.get_slice(key).get_shape()[0])
-    raise ModelError(f"{location.adapter} is an adapter without a head, so it is no classifier")
-
-
 def _load_tokenizer(location: Location) -> Any:
     own = location.adapter is not None and (location.adapter / "tokenizer_config.json").is_file()
     source = str(location.adapter) if own else location.base
@@ -144,18 +140,17 @@ def _load_tokenizer(location: Location) -> Any:
 
 
 def _load_model(location: Location) -> Any:
-    labels = {} if location.adapter is None else {"num_labels": _head_rows(location)}
+    if location.adapter is not None:
+        facts = read_labels(location) or ClassFacts("sequence", ("LABEL_0",))
+        model = peft.PeftModel.from_pretrained(load_for_adapter(location.base, facts, None), str(location.adapter))
+        return model if has_virtual_tokens(location.adapter) else model.merge_and_unload()
     try:
         with quiet_progress():
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                location.base, use_safetensors=True, output_loading_info=True, **labels
+                location.base, use_safetensors=True, output_loading_info=True
             )
     except (OSError, ValueError) as error:
         raise ModelError(f"the classifier {location.base} cannot be loaded: {str(error).splitlines()[0]}") from error
-    if location.adapter is not None:
-        import peft
-
-        return peft.PeftModel.from_pretrained(model, str(location.adapter)).merge_and_unload()
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ModelError(
@@ -163,3 +158,14 @@ def _load_model(location: Location) -> Any:
             f"{missing[0]}, and random ones would take their place"
         )
     return model
+
+
+def _virtual_tokens(model: Any) -> int:
+    """How many an adapter puts before each text; 0 without such an adapter."""
+    config = model.active_peft_config if isinstance(model, peft.PeftModel) else None
+    return config.num_virtual_tokens if config is not None and config.is_prompt_learning else 0
+
+
+def _in_layers(model: Any) -> bool:
+    """Whether they are keys and values of the layers, and not embeddings."""
+    return bool(model.active_peft_config.peft_type == peft.PeftType.PREFIX_TUNING)

@@ -85,6 +85,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("margin", "reward/margin"),
         *SPEED,
     ),
+    "classify": (Column("loss", "classify/loss"), Column("accuracy", "classify/accuracy"), *SPEED),
     "ppo": ROLLOUTS,
     "rloo": ROLLOUTS,
     "grpo": ROLLOUTS,

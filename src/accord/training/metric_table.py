@@ -105,7 +105,8 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           "Rises while the training loss falls: overfitting. Stop earlier, or use fewer epochs or more data."),
         M("eval/perplexity", "exp of the held-out loss: between how many tokens the model wavers.",
           "Falls.", "See `eval/loss`."),
-        M("eval/accuracy", "Share of held-out pairs in which the chosen answer scores higher.",
+        M("eval/accuracy", "Share of held-out pairs in which the chosen answer scores higher; for a classifier: of texts or "
+          "words that get their right class.",
           "0.65 to 0.8 on human preferences; people agree among themselves about as often.",
           "Near 0.5: nothing learnt. Above 0.95: pairs may differ by something trivial such as length.", low=0.55),
         M("eval/margin", "Mean of chosen minus rejected score on held-out pairs.",
@@ -139,6 +140,14 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           "Near 0, above the rejected.", "Drifts far from 0: raise `algorithm.centre_coef`.", unit="reward"),
         M("reward/rejected_mean", "Mean score of rejected answers.",
           "Near 0, below the chosen.", "Drifts far from 0: raise `algorithm.centre_coef`.", unit="reward"),
+    ),
+    "Classifier (classify)": (
+        M("classify/loss", "Cross-entropy of the right class, for each text or each labelled word.",
+          "Starts near log(number of classes), and falls.",
+          "Stays: raise the learning rate. Far below `eval/loss`: memorised; stop earlier.", unit="nats"),
+        M("classify/accuracy", "Share of texts, or of labelled words, whose right class has the greatest logit.",
+          "Rises above the share of the most frequent class.",
+          "Stays at that share: nothing is learnt; raise the learning rate, or weigh whether the text tells the class."),
     ),
     "Thumbs up and down (kto, bco)": (
         M("kto/loss", "KTO's loss: weight times 1 - value.", "Starts at half the mean weight, 0.5, and falls.",

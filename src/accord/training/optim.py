@@ -44,7 +44,7 @@ def make_groups(weights: Mapping[str, nn.Parameter], config: TrainConfig, rates:
     assert config.learning_rate is not None
     groups: dict[tuple[str, float, float], Group] = {}
     for name, weight in weights.items():
-        head = name.endswith("_head.weight")
+        head = name.endswith(("_head.weight", "_head.bias"))
         role = "critic" if ".value_head." in name else name.partition(".")[0]
         label, rate = (role, rates[role]) if role in rates else (BASE, config.learning_rate)
         if head and config.head_learning_rate is not None:

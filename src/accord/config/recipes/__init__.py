@@ -2,6 +2,7 @@
 
 from accord.config.recipe import Recipe
 from accord.config.recipes.bco import BCOConfig, BCORecipe
+from accord.config.recipes.classify import ClassifyConfig, ClassifyRecipe
 from accord.config.recipes.cpo import CPOConfig, CPORecipe
 from accord.config.recipes.csft import CSFTConfig, CSFTRecipe
 from accord.config.recipes.distill import DistillConfig, DistillRecipe
@@ -22,6 +23,7 @@ from accord.config.recipes.simpo import SimPOConfig, SimPORecipe
 RECIPES: dict[str, type[Recipe]] = {
     "sft": SFTRecipe,
     "reward": RewardRecipe,
+    "classify": ClassifyRecipe,
     "ppo": PPORecipe,
     "rloo": RLOORecipe,
     "grpo": GRPORecipe,
@@ -48,6 +50,8 @@ __all__ = [
     "CPORecipe",
     "CSFTConfig",
     "CSFTRecipe",
+    "ClassifyConfig",
+    "ClassifyRecipe",
     "DPOConfig",
     "DPORecipe",
     "DistillConfig",
