@@ -13,12 +13,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "the whole road on a small model made on the spot: about 3 minutes, offline",
     ),
     "sft": ("accord.cli.train", "supervised fine-tuning on text, prompt and completion, or messages"),
-    "reward": ("accord.cli.train", "a reward model from pairs of answers"),
     "classify": ("accord.cli.train", "a classifier of texts or of words; with prefixes in every layer, p-tuning v2"),
-    "ppo": ("accord.cli.train", "reinforcement learning from a reward model or function"),
-    "rloo": ("accord.cli.train", "REINFORCE leave-one-out: groups of responses, no critic"),
-    "grpo": ("accord.cli.train", "group relative policy optimisation, with DAPO, Dr. GRPO, GSPO and CISPO as options"),
-    "reinforce": ("accord.cli.train", "REINFORCE++: PPO's loss without a critic"),
+    "reward": ("accord.cli.train", "a reward model from pairs of answers"),
     "dpo": (
         "accord.cli.train",
         "direct preference optimisation from pairs: DPO, IPO, hinge, EXO, NCA, SPPO, AOT, APO, ...",
@@ -52,7 +48,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 GROUPS = {
     "Start here": ("quickstart",),
-    "Learn from examples": ("sft", "reward", "dpo", "orpo", "simpo", "cpo", "kto", "bco", "csft"),
+    "Learn from examples": ("sft", "classify", "reward", "dpo", "orpo", "simpo", "cpo", "kto", "bco", "csft"),
     "Learn from rollouts": ("ppo", "rloo", "grpo", "reinforce", "remax", "rejection", "online_dpo", "distill"),
     "Use": ("generate", "chat", "serve-reward", "merge", "export"),
     "Look": ("data", "report"),
