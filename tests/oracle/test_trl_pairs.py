@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from accord.losses import dpo
+from accord.losses import aot_values, dpo, matched
 from accord.ops.masking import targets_per_sequence
 from oracle.padded import Padded, trainer
 
@@ -150,3 +150,36 @@ def test_nca_sppo_and_apo_see_the_scores_under_a_divergence_and_trl_s_do_not():
         expected, _ = theirs(*drawn_now, loss=theirs_name, f_divergence_type="js_divergence")
         assert plain.item() == pytest.approx(expected.item(), rel=1e-9)
         assert abs(with_js.item() - expected.item()) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["aot", "aot_unpaired"])
+@pytest.mark.parametrize("smoothing", [0.0, SMOOTHING])
+def test_aot_in_micro_batches_is_trl_s_sort_of_the_whole_step(name, smoothing):
+    """TRL sorts what a micro-batch has; ours knows each value's match in the step beforehand, so cutting changes nothing."""
+    for seed in SEEDS:
+        ragged, logprobs_T, reference_N = drawn(seed)
+        policy_N, lengths_N = whole(logprobs_T, ragged), targets_per_sequence(ragged.batch)
+        streams = dict(zip(("chosen_P", "rejected_P"), policy_N.split(PAIRS), strict=True))
+        streams |= zip(("ref_chosen_P", "ref_rejected_P"), reference_N.split(PAIRS), strict=True)
+        values_P, others_P = aot_values(**streams, loss=name)
+        streams["chosen_match_P"] = matched(values_P=values_P, others_P=others_P)
+        streams["rejected_match_P"] = matched(values_P=others_P, others_P=values_P)
+        streams |= zip(("chosen_lengths_P", "rejected_lengths_P"), lengths_N.split(PAIRS), strict=True)
+        new = logprobs_T.clone().requires_grad_()
+        total = torch.tensor(0.0, dtype=torch.float64)
+        for part in ([0, 3], [1, 2, 4]):
+            new_N = whole(new, ragged)
+            streams |= {"chosen_P": new_N[:PAIRS], "rejected_P": new_N[PAIRS:]}
+            loss, _ = dpo(
+                **{stream: values[part] for stream, values in streams.items()},
+                pairs=torch.tensor(float(PAIRS)),
+                loss=name,
+                beta=0.3,
+                label_smoothing=smoothing,
+            )
+            loss.backward()
+            total += loss.detach()
+        expected, gradient = theirs(ragged, logprobs_T, reference_N, name, label_smoothing=smoothing)
+        assert total.item() == pytest.approx(expected.item(), rel=1e-9)
+        assert new.grad is not None
+        assert torch.allclose(new.grad[ragged.batch.target_mask_T], gradient, rtol=1e-7, atol=1e-10)

@@ -22,7 +22,6 @@ from accord.losses.router import router_balance
 from accord.losses.sft import sft
 from accord.losses.simpo import simpo
 
-__all__ = ["bradley_terry", "distill", "grpo", "kl_penalty", "ppo_policy", "ppo_value", "rloo", "sft", "token_weights"]
 __all__ = [
     "aot_values",
     "bco",
