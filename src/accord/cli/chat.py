@@ -34,6 +34,7 @@ def run(command: str, words: list[str]) -> int:
         top_p=options.top_p,
         stop=tuple(options.stop),
         seed=options.seed,
+        label=options.label,
     )
     model = ModelConfig(path=options.model, chat_template=options.chat_template)
     chat = Chat(model, sampling, system=options.system, plain=options.plain)
@@ -143,5 +144,6 @@ def _parser() -> argparse.ArgumentParser:
         "--top-p", type=float, default=1.0, help="sample among the likeliest tokens of this probability"
     )
     parser.add_argument("--stop", action="append", default=[], help="a text that ends an answer; may be repeated")
+    parser.add_argument("--label", help="for a model of `accord csft`: the label to ask for (default: its best)")
     parser.add_argument("--seed", type=int, default=0, help="same seed and turns, same answers (default: 0)")
     return parser

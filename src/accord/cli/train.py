@@ -74,7 +74,7 @@ def _dry_run(command: str, recipe: Recipe) -> int:
         from accord.recipes.rollouts import check_critic
 
         check_critic(recipe)
-        _check_rewards(command, recipe)
+    _check_rewards(command, recipe)
     if Path(location.base).exists():  # what is on the hub is fetched by a run, not by its rehearsal
         check_family(recipe)
     for line in _data_lines(recipe):
@@ -92,20 +92,22 @@ def _data_lines(recipe: Recipe) -> list[str]:
 
     paths = [recipe.data.path, *([recipe.data.eval_path] if recipe.data.eval_path else [])]
     loaded = [read_records(recipe.data, path, recipe.rows_become) for path in paths]
-    if isinstance(recipe, RolloutRecipe):
+    rewards = getattr(recipe, "reward", ())
+    if rewards:
         from accord.recipes.rewards import check_columns
 
-        check_columns(recipe.reward, (record.columns for record in loaded[0].records))
+        check_columns(rewards, (record.columns for record in loaded[0].records))
     ptx = getattr(recipe, "ptx", None)
     loaded += [] if ptx is None else [read_records(ptx.data, want=Example)]
     return [f"{one.path}: {len(set(one.origins))} of {one.rows} rows can be used ({one.format})" for one in loaded]
 
 
-def _check_rewards(command: str, recipe: RolloutRecipe) -> None:
+def _check_rewards(command: str, recipe: Recipe) -> None:
     from accord.recipes.rewards import open_light
 
-    if not recipe.reward and recipe.needs_reward:
+    rewards = getattr(recipe, "reward", ())
+    if not rewards and getattr(recipe, "needs_reward", False):
         raise ConfigError(
             f"{command} needs a `reward`: --reward rewards.py:FUNCTION, or --reward PATH of a reward model"
         )
-    open_light(recipe.reward)
+    open_light(rewards)

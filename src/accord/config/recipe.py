@@ -66,6 +66,12 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _adapter_fits(self) -> Self:
         check_steps(self.adapter, self.train, self.algorithm)
+        reference = getattr(self, "reference", None)
+        if reference is not None and reference.source == "shared_layers" and self.adapter is not None:
+            raise ValueError(
+                "reference.source: shared_layers is for full fine-tuning (adapter: null); with an adapter policy and reference "
+                "share the whole base already"
+            )
         return self
 
     @model_validator(mode="after")
@@ -131,11 +137,6 @@ class RolloutRecipe(Recipe):
             raise ValueError(
                 "data.eval_path and data.eval_fraction hold out rows to evaluate on, which a recipe on rollouts does not do: "
                 "its scores are logged each iteration"
-            )
-        if self.reference.source == "shared_layers" and self.adapter is not None:
-            raise ValueError(
-                "reference.source: shared_layers is for full fine-tuning (adapter: null); with an adapter policy and reference "
-                "share the whole base already"
             )
         refuse_same_labels(self.reward)
         if self.train.batch_size % self.rollout.samples:

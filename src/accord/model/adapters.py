@@ -22,6 +22,7 @@ from accord.model.loading import (
 from accord.model.methods import METHOD_OF
 from accord.model.prompts import VirtualTokens
 from accord.model.ranks import RankBudget
+from accord.model.reading import way_of
 
 WEIGHTS = "adapter_model.safetensors"
 SCORE = "score.weight"
@@ -77,6 +78,11 @@ class AdapterSet:
 
     def _add(self, name: str, config: peft.PeftConfig) -> None:
         if config.is_prompt_learning:
+            if way_of(trunk_of(self.model)) != "packed":
+                raise ModelError(
+                    f"virtual tokens go before packed sequences, and a {type(self.model).__name__} does not read packed: take "
+                    "an adapter that changes layers, such as lora or ia3"
+                )
             config.task_type = (
                 "FEATURE_EXTRACTION"  # peft's class without a head, over a causal model and a classifier alike
             )

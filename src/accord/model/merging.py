@@ -9,6 +9,7 @@ import peft
 import torch
 
 from accord.config import METHODS, ModelConfig
+from accord.data.conditioning import read_conditioning
 from accord.errors import ModelError
 from accord.model.card import write_card
 from accord.model.classifiers import load_for_adapter, read_labels
@@ -89,5 +90,8 @@ def merge(adapter: Path, output: Path, dtype: torch.dtype, trust_remote_code: bo
     stored = read_facts(location) if scorer else None
     if stored is not None:
         write_facts(output, stored)
+    conditioning = read_conditioning(adapter)
+    if conditioning is not None:
+        conditioning.save(output)
     write_card(output, trained_from=location.base)
     return output

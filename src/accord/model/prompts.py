@@ -74,6 +74,7 @@ class VirtualTokens:
         self.model = model
         self.encoder: nn.Module = model.prompt_encoder[name]
         config: Any = model.peft_config[name]
+        self.config = config
         self.tokens: int = config.num_virtual_tokens
         """How many come before each sequence."""
         self.in_layers = config.peft_type == peft.PeftType.PREFIX_TUNING

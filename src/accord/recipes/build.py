@@ -95,7 +95,7 @@ def _positions(config: Any) -> int | None:
 
 def longest_allowed(recipe: Recipe) -> int:
     """Tokens that neither `data.max_tokens` nor the model's positions forbid."""
-    config = read_config(locate(recipe.model.path).base, recipe.model.trust_remote_code)
+    config = read_config(locate(recipe.model.source).base, recipe.model.trust_remote_code)
     return min(recipe.data.max_tokens, _positions(config) or recipe.data.max_tokens)
 
 

@@ -14,7 +14,7 @@ from accord.errors import ConfigError, ModelError
 from accord.model.device import choose_device
 from accord.model.loading import load_tokenizer, locate
 from accord.recipes.build import check_context, open_model
-from accord.recipes.generate import GenerateOptions
+from accord.recipes.generate import GenerateOptions, ask_for
 from accord.rollout.collect import response_seed
 from accord.rollout.native import NativeEngine
 from accord.rollout.protocol import Request, Sampling
@@ -90,6 +90,7 @@ class Chat:
             raise ConfigError(
                 "a system prompt needs a chat template, and plain completion uses none; give one of the two"
             )
+        self._ask = ask_for(model, options.label)
         if not plain:
             _check_template(model)
         self.roles, self.encoder = open_model(model, LoraConfig(), choose_device(placement or PlacementConfig()))
@@ -160,7 +161,7 @@ class Chat:
         for forgotten in range(0, len(history) + 1, 2):
             kept = (*self._system, *history[forgotten:])
             prompt: Text = text if self.plain else (*kept, Message("user", text))
-            ids = self.encoder.encode_prompt(prompt)
+            ids = self.encoder.encode_prompt(self._ask(prompt))
             if room is None or len(ids) <= room:
                 return ids, kept, forgotten
         raise ConfigError(
@@ -171,7 +172,7 @@ class Chat:
 
 def _check_template(model: ModelConfig) -> None:
     """Before any weight is loaded: is there a chat template?"""
-    tokenizer = load_tokenizer(model, locate(model.path))
+    tokenizer = load_tokenizer(model, locate(model.source))
     if model.chat_template is not None:
         set_chat_template(tokenizer, model.chat_template)
     if not tokenizer.chat_template:

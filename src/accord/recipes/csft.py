@@ -15,7 +15,7 @@ from accord.model.export import save_policy
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
 from accord.recipes.examples import build_examples
-from accord.recipes.rewards import add_rewards, mixed, open_light
+from accord.recipes.rewards import add_rewards, check_columns, mixed, open_light
 from accord.rewards import MixedReward, RewardSource
 from accord.training.loop import Parts
 from accord.types import Example, Rollout
@@ -56,6 +56,7 @@ class _Conditioner:
         options = self.recipe.algorithm
         examples, values = as_examples(loaded, None if self.rewards else options.column)
         if self.rewards is not None:
+            check_columns(self.recipe.reward, (record.columns for record in examples.records))
             values = self._scores(examples, encoder, self.rewards)
         if self.conditioning is None:
             self.conditioning = fit_conditioning(options.template, options.labels, values)

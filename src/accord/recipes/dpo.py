@@ -12,7 +12,7 @@ from accord.errors import ConfigError
 from accord.model.export import save_policy
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
-from accord.recipes.build import Split
+from accord.recipes.build import Split, check_tokenizer
 from accord.recipes.examples import build_examples, longest_of_pair, policy_steps
 from accord.recipes.reference import reference_logprobs, reference_role
 from accord.training.console import Console
@@ -26,13 +26,19 @@ def build(recipe: DPORecipe) -> Parts:
     return build_examples(
         recipe,
         algorithm,
-        add_role=Roles.add_policy,
+        add_role=partial(_add_policy, recipe),
         encode=encode_pairs,
         length=longest_of_pair,
         save=save_policy,
         next_steps=policy_steps(recipe),
         begin=partial(_begin, recipe, algorithm),
     )
+
+
+def _add_policy(recipe: DPORecipe, roles: Roles) -> None:
+    if recipe.reference is not None and recipe.reference.path is not None:
+        check_tokenizer(recipe.reference.path, roles)
+    roles.add_policy()
 
 
 def _begin(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -17,7 +17,7 @@ from accord.errors import ConfigError
 from accord.model.device import choose_device
 from accord.model.scorer import Scorer
 from accord.recipes.build import check_context, open_model
-from accord.recipes.rewards import add_rewards, mixed, open_light
+from accord.recipes.rewards import add_rewards, check_columns, mixed, open_light
 from accord.rollout.collect import Collector
 from accord.rollout.native import NativeEngine
 from accord.rollout.protocol import Progress, Sampling
@@ -105,6 +105,7 @@ def generate(
     if best_of is not None:
         options = _with_samples(options, best_of, terms)
     light = open_light(terms)  # before any weights
+    check_columns(terms, (prompt.columns if isinstance(prompt, Prompt) else {} for prompt in prompts))
     roles, encoder = open_model(model, LoraConfig(), choose_device(placement or PlacementConfig()))
     roles.add_reference(ReferenceConfig())  # the frozen model as it was saved: base, or base with its adapter
     add_rewards(terms, roles)
@@ -119,8 +120,8 @@ def generate(
     )
     engine = NativeEngine(roles, options.max_sequences, role="reference")
     collector = Collector(engine, scores, roles.tokenizer, sampling, options.samples, options.seed)
-    asked = _labelled(model, prompts, options.label)
-    encoded = [_encoded(encoder, prompt) for prompt in asked]
+    asked = ask_for(model, options.label)
+    encoded = [_encoded(encoder, prompt, asked) for prompt in prompts]
     longest = max((len(prompt.ids) for prompt in encoded), default=0)
     check_context(roles, longest + options.max_new_tokens, "the prompt or max_new_tokens")
     rollouts = collector.collect(encoded, 0, progress).rollouts
@@ -139,21 +140,23 @@ def _with_samples(options: GenerateOptions, best_of: int, terms: Sequence[Reward
     return replace(options, samples=best_of)
 
 
-def _labelled(model: ModelConfig, prompts: Sequence[Text | Prompt], label: str | None) -> Sequence[Text | Prompt]:
-    """The prompts as a model of `accord csft` reads them: with the label that is wanted, by default the best."""
+def ask_for(model: ModelConfig, label: str | None = None) -> Callable[[Text], Text]:
+    """Puts the wanted label into a prompt, as a model of `accord csft` reads it: by default the best. Other models' prompts stay
+    as they are.
+
+    Raises:
+        ConfigError: the model does not know the label, or was trained without any.
+    """
     conditioning = read_conditioning(model.path)
     if conditioning is None:
         if label is not None:
             raise ConfigError(f"label {label!r}: {model.path} was not trained with labels (`accord csft` does that)")
-        return prompts
-    return [
-        replace(prompt, prompt=conditioning.apply(prompt.prompt, label))
-        if isinstance(prompt, Prompt)
-        else conditioning.apply(prompt, label)
-        for prompt in prompts
-    ]
+        return lambda text: text
+    conditioning.apply("", label)  # an unknown label is refused now and not at the first prompt
+    return lambda text: conditioning.apply(text, label)
 
 
-def _encoded(encoder: Encoder, prompt: Text | Prompt) -> EncodedPrompt:
+def _encoded(encoder: Encoder, prompt: Text | Prompt, asked: Callable[[Text], Text]) -> EncodedPrompt:
     text, columns = (prompt.prompt, prompt.columns) if isinstance(prompt, Prompt) else (prompt, {})
+    text = asked(text)
     return EncodedPrompt(encoder.encode_prompt(text), encoder.prompt_text(text), columns)

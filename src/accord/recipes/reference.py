@@ -27,7 +27,7 @@ from accord.packing import best_fit_decreasing
 from accord.training.console import Console
 from accord.training.parallel import Ranks
 
-FORMAT = "accord reference log-probabilities, 1"
+FORMAT = "accord reference log-probabilities, 2"
 """Changes when the computation or the file does, so that older files are not found any more."""
 STREAM = "logprobs_N"
 
@@ -181,11 +181,19 @@ def _add_role(digest: Any, roles: Roles, role: Role) -> None:
             k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version", "dtype")
         }
         _add_json(digest, told | {"attention": getattr(config, "_attn_implementation", None)})
-    if role.shared and role.adapter is not None:
+    if role.prompt is not None:  # virtual tokens lie beside the trunk, on the shared base or on the role's own
+        for key, tensor in sorted(role.prompt.encoder.state_dict(keep_vars=True).items()):
+            _add_tensor(digest, f"prompt.{key}", tensor)
+        _add_adapter_config(digest, role.prompt.config)
+    elif role.shared and role.adapter is not None:
         for key, weight in sorted(adapters.parameters(role.adapter).items()):
             _add_tensor(digest, key.replace(f".{role.adapter}.", "."), weight)
-        own = adapters.config(role.adapter).to_dict()
-        _add_json(digest, {k: v for k, v in own.items() if k not in ("base_model_name_or_path", "inference_mode")})
+        _add_adapter_config(digest, adapters.config(role.adapter))
+
+
+def _add_adapter_config(digest: Any, config: Any) -> None:
+    told = config.to_dict().items()
+    _add_json(digest, {k: v for k, v in told if k not in ("base_model_name_or_path", "inference_mode", "task_type")})
 
 
 def _add_tensor(digest: Any, name: str, tensor: Any) -> None:

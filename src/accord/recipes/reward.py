@@ -22,8 +22,6 @@ from accord.training.loop import Parts
 
 MEASURED = 2048
 """Pairs whose scores tell mean and standard deviation: an error of the mean of 1/64 standard deviation."""
-
-
 SAME = 1e-6
 """A standard deviation below this is that of rounding, and dividing by it would make scores of noise."""
 

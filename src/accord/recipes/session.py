@@ -18,6 +18,7 @@ from accord.model.card import write_card
 from accord.model.device import choose_device
 from accord.model.export import save_policy_and_critic
 from accord.recipes.build import check_context, check_start, check_training, open_model
+from accord.recipes.family import check_family
 from accord.recipes.outside import Tokens, outside_rollouts
 from accord.recipes.ppo import make_algorithm
 from accord.recipes.rollouts import add_roles, check_critic, make_ptx, make_sampling, own_rates
@@ -36,6 +37,17 @@ UNREAD = {"data": {"path": "(session)"}, "output": "(session)"}
 """Sections that a recipe must have and a session does not read."""
 Scores: TypeAlias = Sequence[float | Sequence[float]]
 """A finite number for each response, or one for each of its tokens."""
+
+
+def _refuse_unread(recipe: PPORecipe) -> None:
+    """Keys that a run reads and a session does not: taking them without a word would promise what does not happen."""
+    unread = {
+        "rollout.dynamic_sampling": (recipe.rollout.dynamic_sampling, "leave rollouts out that teach nothing"),
+        "push": (recipe.push, "`accord export FOLDER --push` what `save` wrote"),
+    }
+    for key, (given, instead) in unread.items():
+        if given:
+            raise ConfigError(f"a session does not read {key} (given: {given}): {instead}")
 
 
 class PPO:
@@ -76,7 +88,9 @@ class PPO:
             raise ConfigError(
                 "a session runs in one process (placement.type: local); `accord ppo` and accord.train run under torchrun"
             )
+        _refuse_unread(recipe)
         check_training(recipe.train)
+        check_family(recipe)
         check_critic(recipe)
         check_start(recipe)
         device = choose_device(recipe.placement)
