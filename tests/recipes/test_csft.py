@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+import accord
+from accord.cli import main
 from accord.config import ModelConfig
 from accord.data.conditioning import read_conditioning
 from accord.errors import ConfigError
+from accord.recipes.chat import Chat
 from accord.recipes.generate import GenerateOptions, generate
 from recipes.tiny_runs import run, scored, write_rows
 
@@ -83,3 +87,27 @@ def test_a_model_without_labels_cannot_be_asked_for_one(base: Path):
 def test_options_that_cannot_be(algorithm, message, base: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match=message):
         run("csft", base, tmp_path, {"algorithm": algorithm})
+
+
+def test_the_labels_survive_merging_and_are_asked_for_in_a_chat(base: Path, tmp_path: Path):
+    done = run("csft", base, tmp_path, {"train": {"steps": 1}})
+    merged = accord.merge(done.model, tmp_path / "merged", torch.float32)
+    conditioning = read_conditioning(done.model)
+    assert conditioning is not None and read_conditioning(merged) == conditioning
+    heard: list[str] = []
+    chat = Chat(ModelConfig(path=str(merged)), GenerateOptions(max_new_tokens=4, temperature=0), plain=True)
+    chat.answer("the film", heard.append)
+    asked = generate(ModelConfig(path=str(merged)), ["the film"], GenerateOptions(max_new_tokens=4, temperature=0))
+    assert "".join(heard) == asked[0].response_text
+    assert chat._prompt("the film")[0] == asked[0].prompt_ids
+    with pytest.raises(ConfigError, match="label 'best' is not one that the model knows"):
+        Chat(ModelConfig(path=str(merged)), GenerateOptions(label="best"), plain=True)
+
+
+def test_its_rehearsal_looks_at_rewards_and_columns(base: Path, tmp_path: Path, capsys):
+    rows = write_rows(tmp_path / "rows.jsonl", ROWS)
+    words = ["csft", "--model.path", str(base), "--data.path", rows, "--output", str(tmp_path / "out"), "--dry-run"]
+    assert main([*words, "--reward", f"{tmp_path}/nowhere.py:f"]) == 2
+    assert main([*words, "--reward", "{verifier: {type: math, answer: gold}}"]) == 2
+    error = capsys.readouterr().err
+    assert "nowhere.py does not exist" in error and "reads the column 'gold'" in error

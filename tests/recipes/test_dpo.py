@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from accord.cli import main
 from accord.config import DPOConfig, dump
-from accord.errors import ConfigError
+from accord.errors import ConfigError, ModelError
 from accord.model.roles import Roles
 from accord.training.learner import Learner
 from accord.training.metrics import describe
@@ -141,3 +142,18 @@ def test_dropout_of_the_adapter_acts_in_updates_and_not_in_the_reference(base, t
     noisy = run("dpo", base, tmp_path / "noisy", {"adapter": {"dropout": 0.5}, "train": {"steps": 2}})
     assert noisy.metrics[0]["rewards/margins"] == pytest.approx(0.0, abs=1e-5)  # a fresh adapter adds nothing yet
     assert noisy.metrics[1]["rewards/margins"] != pytest.approx(still.metrics[1]["rewards/margins"], rel=1e-3)
+
+
+def test_a_reference_with_another_tokenizer_is_refused(base, sft_adapter, tmp_path: Path):
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["<odd>"])
+    tokenizer.save_pretrained(other)
+    with pytest.raises(ModelError, match="has another tokenizer than the policy"):
+        run("dpo", base, tmp_path, {"reference": {"source": "model", "path": str(other)}})
+
+
+def test_shared_layers_beside_an_adapter_are_refused(base, tmp_path: Path):
+    with pytest.raises(ConfigError, match="shared_layers is for full fine-tuning"):
+        recipe("dpo", base, tmp_path, {"reference": {"source": "shared_layers", "k": 1}})

@@ -17,6 +17,7 @@ from accord.model.roles import Roles
 from accord.model.scorer import Scorer
 from accord.recipes.reference import Known, cache_folder, reference_logprobs, reference_role
 from accord.training.parallel import Ranks
+from recipes.tiny_runs import run
 
 LORA = LoraConfig(r=4, alpha=8)
 
@@ -228,3 +229,20 @@ def test_where_the_folder_is(monkeypatch, tmp_path):
     monkeypatch.delenv("ACCORD_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "accord" / "reference"
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_virtual_tokens_of_a_reference_of_its_own_decide_too(method, base, tmp_path: Path):
+    """They lie beside the trunk: two references on one base, and the bare base, must not find each other's numbers."""
+    folders = []
+    for seed in range(2):
+        over = {"adapter": {"method": method, "tokens": 3}, "train": {"learning_rate": 0.5}, "seed": seed}
+        folders.append(run("sft", base, tmp_path / str(seed), over).model)
+    configs = [None, *(ReferenceConfig(source="model", path=str(folder)) for folder in folders)]
+    known = [ask(base, LORA, config) for config in configs]
+    assert all("computed" in one.origin for one in known)
+    values = [one.logprobs_N.tolist() for one in known]
+    assert values[0] != values[1] != values[2] != values[0]
+    model = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(folders[1]))
+    if method == "prefix":  # peft gives logits of the own tokens alone
+        assert values[2] == pytest.approx(by_library(model), rel=1e-4)

@@ -341,3 +341,20 @@ def test_a_session_learns_against_a_reference_that_shares_layers(base, tmp_path:
         opened(base, tmp_path, {"reference": {"source": "shared_layers", "k": 1}})
     with pytest.raises(ConfigError, match="`source: shared_layers` needs a `k`"):
         opened(base, tmp_path, {"adapter": None, "reference": {"source": "shared_layers"}})
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ({"rollout": {"dynamic_sampling": 2, "samples": 2}}, "a session does not read rollout.dynamic_sampling"),
+        ({"push": "me/mine"}, "a session does not read push"),
+    ],
+)
+def test_keys_that_only_a_run_reads_are_refused(over, message, base):
+    with pytest.raises(ConfigError, match=message):
+        accord.PPO({"model": {"path": str(base)}, **over})
+
+
+def test_a_family_that_cannot_carry_the_adapter_is_refused_as_in_a_run(model_folder):
+    with pytest.raises(ConfigError, match="puts virtual tokens before packed sequences"):
+        accord.PPO({"model": {"path": str(model_folder("bloom"))}, "adapter": {"method": "prompt"}})
