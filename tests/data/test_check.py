@@ -75,6 +75,22 @@ def test_unknown_columns_and_empty_files_are_errors(write):
         check(write([]))
 
 
+def test_conditional_fine_tuning_is_named_only_where_rows_say_how_good_they_are(write):
+    bare = {"prompt": "p", "completion": "a"}
+    assert "csft" not in check(write([bare])).feeds
+    assert "csft" not in check(write([bare | {"score": 0.5}, bare])).feeds
+    assert check(write([bare | {"score": 0.5}])).feeds[:2] == ("sft", "csft")
+    assert "csft" in check(write([bare | {"label": True}])).feeds and "csft" in check(write(PAIRS)).feeds
+
+
+def test_recipes_that_sample_share_a_line(write):
+    path = write([{"prompt": "p"}])
+    report = check(path)
+    assert report.feeds[0] == "ppo" and {"grpo", "distill", "online_dpo"} <= set(report.feeds)
+    page = rendered(report)
+    assert f"accord ppo --data.path {path}  (or rloo, grpo, " in page and "accord grpo" not in page
+
+
 def test_commands_named_exist():
     assert FEEDS.keys() == FORMATS.keys()
     assert {command for commands in FEEDS.values() for command in commands} <= RECIPES.keys()

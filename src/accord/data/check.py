@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from accord.config import RECIPES, RolloutRecipe
 from accord.data.chat import Encoder
 from accord.data.formats import Loaded, check_rows, columns_of
 from accord.data.sources import Rejection, RowError, count_reasons, read_rows
@@ -26,18 +27,20 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from transformers import PreTrainedTokenizerBase
 
+ROLLOUTS = tuple(command for command, recipe in RECIPES.items() if issubclass(recipe, RolloutRecipe))
+"""Commands that take the prompt of any row and sample the answers themselves."""
 FEEDS = {
     "text": ("sft",),
-    "messages": ("sft", "ppo"),
-    "completion": ("sft", "ppo"),
-    "preference": ("reward", "dpo", "orpo", "simpo", "cpo", "kto", "bco", "sft", "ppo"),
-    "stepwise": ("reward", "ppo"),
-    "labelled": ("kto", "bco", "sft", "ppo"),
-    "prompt": ("ppo",),
+    "messages": ("sft", "csft", *ROLLOUTS),
+    "completion": ("sft", "csft", *ROLLOUTS),
+    "preference": ("reward", "dpo", "orpo", "simpo", "cpo", "kto", "bco", "csft", "sft", *ROLLOUTS),
+    "stepwise": ("reward", *ROLLOUTS),
+    "labelled": ("kto", "bco", "csft", "sft", *ROLLOUTS),
+    "prompt": ROLLOUTS,
     "labelled_text": ("classify", "sft"),
     "labelled_tokens": ("classify",),
 }
-"""Commands that can use each format, the one it is made for first."""
+"""Commands that can use each format, the one it is made for first; see `_feeds`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +119,17 @@ def check(path: str, split: str = "train", tokenizer: PreTrainedTokenizerBase | 
         labels=(sum(labels), len(labels) - sum(labels)) if labels else None,
         duplicate_prompts=len(prompts) - len(set(prompts)),
         example={name: _shortened(text) for name, text in _parts(records[0]).items()},
-        feeds=FEEDS[loaded.format],
+        feeds=_feeds(loaded),
         notes=notes,
     )
     notes.extend(_advice(report, records, has_template=bool(getattr(tokenizer, "chat_template", None))))
     return report
+
+
+def _feeds(loaded: Loaded) -> tuple[str, ...]:
+    """Commands for these rows: `accord csft` learns bare answers only if a column says how good each is."""
+    unscored = any(isinstance(record, Example) and "score" not in record.columns for record in loaded.records)
+    return tuple(command for command in FEEDS[loaded.format] if command != "csft" or not unscored)
 
 
 def _advice(report: CheckReport, records: Sequence[Record], has_template: bool) -> list[str]:
@@ -220,8 +229,13 @@ def render(report: CheckReport, console: Console, shown: int = 10) -> None:
     console.print(Words("\nWhat it can feed", style="bold"))
     split = "" if report.split == "train" else f" --data.split {report.split}"
     split += " --algorithm.level token" if report.format == "labelled_tokens" else ""
+    sampling = [command for command in report.feeds if command in ROLLOUTS]
     for command in report.feeds:
-        console.print(Words.assemble("  ", (f"accord {command}", "green"), f" --data.path {report.path}{split}"))
+        if command in sampling[1:]:
+            continue
+        others = f"  (or {', '.join(sampling[1:])})" if command in sampling else ""
+        line = ("  ", (f"accord {command}", "green"), f" --data.path {report.path}{split}", (others, "dim"))
+        console.print(Words.assemble(*line))
     if report.notes:
         console.print(Words("\nWhat to do", style="bold"))
         for note in report.notes:

@@ -99,7 +99,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           "Stays near where it began, close to the experts per token.",
           "Rises: experts fall idle; raise `model.router_aux_coef`, or lower the learning rate."),
     ),
-    "Held-out rows (sft, reward)": (
+    "Held-out rows (recipes without rollouts)": (
         M("eval/loss", "The training loss on held-out rows.",
           "Falls, and stays close to the training loss.",
           "Rises while the training loss falls: overfitting. Stop earlier, or use fewer epochs or more data."),
@@ -162,7 +162,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           "Moves slowly.", "Runs away from `rewards/chosen` and `rewards/rejected`: set `algorithm.shift_decay` to 0.9."),
         M("eval/shift", "The reward shift that held-out rows were judged by.", "That of `bco/shift`.", "See there."),
     ),
-    "Score and reward (ppo)": (
+    "Score and reward (rollout recipes)": (
         M("env/reward_mean", "Mean score as it came from the reward sources, before any scaling.",
           "Rises, fast at first.",
           "Flat: raise the learning rate or lower the KL coefficient. Soars: read the samples; the reward may be "
@@ -193,7 +193,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           "not score.", "0 at the start, then slightly negative; smaller in size than the score's gain.",
           "Larger than the score's gain: lower `algorithm.kl.coef`.", unit="reward"),
     ),
-    "Distance from the reference (ppo)": (
+    "Distance from the reference (rollout recipes, kto)": (
         M("objective/kl", "Divergence of the policy from the reference, per response (k1 estimator: mean of summed log "
           "ratios). In kto: z, the same mean over answers to other prompts, at least 0.",
           "Exactly 0 in the first row, then growing to the target (6 by default).",
@@ -209,7 +209,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
         M("ppo/loss/kl", "The KL term of the loss (with `algorithm.kl.use: loss`).",
           "0 at first, then small.", "Dominates `ppo/loss/total`: lower `algorithm.kl.coef`."),
     ),
-    "Policy update (ppo)": (
+    "Policy update (rollout recipes)": (
         M("ppo/loss/policy", "Clipped surrogate loss of the policy.",
           "Small and around 0; its size says little.", "Large or growing: lower the learning rate."),
         M("ppo/loss/total", "All loss terms with their weights.",
@@ -241,7 +241,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
         M("ppo/steps_left_out", "Updates left out because one before them passed `algorithm.kl_stop`.",
           "Absent, or now and then.", "Most of them each time: lower the learning rate or `algorithm.epochs`.", unit="steps"),
     ),
-    "Other methods on rollouts": (
+    "Rollout recipes' own (remax, distill, online_dpo, rejection)": (
         M("remax/greedy_mean", "Mean score of the greedy responses, shaped as the others: ReMax's baseline.",
           "Rises with the score, and stays near it.", "Far above the score: sampling at this temperature is much worse than "
           "greedy.", unit="reward"),
@@ -273,7 +273,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
         M("ppo/returns/mean", "Mean return: what the critic should have predicted.",
           "Rises with the score.", "Falls while the score rises: the KL penalty outweighs it.", unit="reward"),
     ),
-    "Sampling (ppo)": (
+    "Sampling (rollout recipes)": (
         M("sampling/logprob_difference_max", "Largest gap of one token between log-probabilities of trainer and "
           "sampler.", "Below 0.001 in float32; up to about 0.5 in bfloat16.",
           "Larger: the two run different weights, kernels or sampling settings (top-k, top-p, "
