@@ -1,0 +1,104 @@
+"""From the runs of `learning.py` to one JSON, two tables and the plots."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from contest.plan import BEST_OF, GUIDE_TASK
+
+LEVELS = {"addition": 0.5, "sentiment": 0.4}
+"""Score on training prompts that `responses to reach` counts up to."""
+Run = dict[str, Any]
+
+
+def write_results(folder: Path, results: Path, about: str) -> None:
+    """Collect what has run in `folder`, and write learning.json and learning.md; `about` says how it was made."""
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*/result.json"))]
+    base = {n: json.loads(path.read_text()) for n in (1, *BEST_OF) if (path := _base(folder, n)).is_file()}
+    results.mkdir(exist_ok=True)
+    (results / "learning.json").write_text(json.dumps({"base": base, "runs": runs}, indent=1) + "\n")
+    parts = ["# What each algorithm learns\n", about]
+    parts += contest_table([run for run in runs if run["part"] == "contest"])
+    parts += guide_table([run for run in runs if run["part"] == "guide"], base)
+    (results / "learning.md").write_text("\n".join(parts) + "\n")
+    print(f"{len(runs)} runs -> {results / 'learning.md'}")
+
+
+def _base(folder: Path, best_of: int) -> Path:
+    return folder / f"base-{GUIDE_TASK}-{best_of}.json"
+
+
+def chosen(runs: list[Run]) -> list[Run]:
+    """The runs at the rate that has the most seeds; of one series."""
+    rates = defaultdict(list)
+    for run in runs:
+        rates[run["rate"]].append(run)
+    return max(rates.values(), key=lambda found: (len(found), found[0]["train"]["score"]))
+
+
+def contest_table(runs: list[Run]) -> list[str]:
+    """A row for each method and library."""
+    lines = [
+        "\n## Beside trl\n",
+        "| task | method | library | rate | held-out score (mean ± sd of seeds) | KL, nats | responses to reach | seeds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    series = defaultdict(list)
+    for run in runs:
+        series[run["task"], run["label"], run["library"]].append(run)
+    for (task, label, library), found in sorted(series.items()):
+        lines.append(f"| {task} | {label} | {library} | {row(chosen(found), task)}")
+    return lines
+
+
+def row(runs: list[Run], task: str) -> str:
+    """Rate, score, KL, responses to reach the task's level, seeds."""
+    scores = [run["held_out"]["score"] for run in runs]
+    spread = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
+    kl = statistics.mean(run["held_out"]["kl"] for run in runs)
+    reached = [reach(run, LEVELS[task]) for run in runs]
+    known = [value for value in reached if value is not None]
+    need = f"{statistics.median(known):.0f}" if known else "–"
+    if 0 < len(known) < len(runs):
+        need += f" ({len(known)} of {len(runs)})"
+    return f"{runs[0]['rate']:g} | {statistics.mean(scores):.3f}{spread} | {kl:.2f} | {need} | {len(runs)} |"
+
+
+def reach(run: Run, level: float) -> float | None:
+    """Responses after which the mean score of three iterations in a row is at the level."""
+    curve = [point for point in run["curve"] if point.get("score") is not None]
+    if run["method"] in ("dpo", "kto"):
+        return None
+    for n in range(2, len(curve)):
+        if statistics.mean(point["score"] for point in curve[n - 2 : n + 1]) >= level:
+            return float(curve[n]["samples"])
+    return None
+
+
+def guide_table(runs: list[Run], base: dict[int, Run]) -> list[str]:
+    """Best-of-n of the base, then each method."""
+    lines = [
+        f"\n## Methods beside each other ({GUIDE_TASK})\n",
+        "| method | rate | held-out score (mean ± sd of seeds) | KL, nats | responses to reach | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for n, found in base.items():
+        name = "base" if n == 1 else f"best of {n}"
+        lines.append(f"| {name} | – | {found['score']:.3f} | {_best_of_kl(n):.2f} | – | – |")
+    series = defaultdict(list)
+    for run in runs:
+        series[run["label"]].append(run)
+    for label, found in series.items():
+        lines.append(f"| {label} | {row(chosen(found), GUIDE_TASK)}")
+    return lines
+
+
+def _best_of_kl(n: int) -> float:
+    """Upper bound log n - (n - 1) / n (Beirami et al. 2024, arXiv:2401.01879)."""
+    from math import log
+
+    return log(n) - (n - 1) / n
