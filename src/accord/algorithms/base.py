@@ -44,7 +44,7 @@ class Algorithm(Protocol):
     """Turns examples or scored rollouts into token batches, and names its loss."""
 
     uses_dropout: bool
-    """Whether dropout is on in updates. Off for algorithms that compare with log-probs computed before."""
+    """Whether dropout is on in updates. Off for algorithms that compare with the policy's own log-probs of before."""
     temperature: float
     """Log-probabilities are those of logits / temperature."""
 
