@@ -64,6 +64,7 @@ def test_an_ensemble_has_a_role_for_each_member():
         ({"function": "f.py:g", "normalized": True}, "`normalized` goes with model or models"),
         ({"model": "a", "step": "x"}, "`step` goes with `process`"),
         ({"model": "a", "process": "min", "normalized": True}, "`process` reads probabilities"),
+        ({"models": ["a", "b"], "process": "tokens"}, "`process: tokens` gives no score of the whole response"),
     ],
 )
 def test_options_that_do_not_fit_their_source(given, message):

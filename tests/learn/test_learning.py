@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from accord.config import ModelConfig
+from accord.recipes.generate import GenerateOptions, generate
 from recipes.tiny_runs import run, write_rows
 
 SEEDS = (0, 1, 2)
@@ -18,11 +20,13 @@ def base(model_folder: Callable[[str], Path]) -> Path:
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
-def test_sft_memorises_a_sentence(full, base, tmp_path: Path):
+@pytest.mark.parametrize("seed", SEEDS)
+def test_sft_memorises_a_sentence(seed, full, base, tmp_path: Path):
     rows = [{"prompt": "the film", "completion": " was good and slow"}] * 4
     over = {
         "data": {"path": write_rows(tmp_path / "rows.jsonl", rows)},
         "train": {"steps": 60, "learning_rate": 0.01 if full else 0.03, "checkpoint_every": 0},
+        "seed": seed,
     }
     done = run("sft", base, tmp_path, over | ({"adapter": None} if full else {}))
     assert done.metrics[0]["sft/loss"] > 3.0
@@ -31,7 +35,8 @@ def test_sft_memorises_a_sentence(full, base, tmp_path: Path):
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
-def test_reward_model_tells_good_from_bad_on_pairs_it_has_not_seen(full, base, tmp_path: Path):
+@pytest.mark.parametrize("seed", SEEDS)
+def test_reward_model_tells_good_from_bad_on_pairs_it_has_not_seen(seed, full, base, tmp_path: Path):
     """Chosen answers say `good` somewhere among filler, rejected ones `odd`; prompts and fillers differ."""
     fill = ["a cast", "the end", "slow", "was", "and", "film"]
     rows = [
@@ -41,6 +46,7 @@ def test_reward_model_tells_good_from_bad_on_pairs_it_has_not_seen(full, base, t
     over = {
         "data": {"path": write_rows(tmp_path / "rows.jsonl", rows), "eval_fraction": 0.3},
         "train": {"steps": 60, "batch_size": 12, "learning_rate": 0.003 if full else 0.01, "checkpoint_every": 0},
+        "seed": seed,
     }
     done = run("reward", base, tmp_path, over | ({"adapter": None} if full else {}))
     assert done.metrics[0]["reward/accuracy"] == 0.5
@@ -186,6 +192,87 @@ def test_it_makes_the_rewarded_likelier(method, seed, full, base, tmp_path: Path
     scores = [row["env/reward_mean"] for row in rows]
     assert scores[0] < 0.45 and sum(scores[-3:]) / 3 > 0.65, scores
     assert rows[0]["objective/kl"] == 0.0 < rows[-1]["objective/kl"]
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_ptx_keeps_a_text_while_the_rewarded_becomes_likelier(seed, full, base, tmp_path: Path):
+    """Both at once: the letters of the test above, and the sentence of the first one, to prompts that are no task's."""
+    (tmp_path / "letters.py").write_text(REWARD)
+    rows = [{"prompt": "a cast", "completion": " was good and slow"}] * 4
+    over = {
+        "reward": f"{tmp_path}/letters.py:letters",
+        "rollout": {"max_new_tokens": 6},
+        "algorithm": {"kl": {"coef": 0.001, "target": None}, "epochs": 2, "minibatches": 2},
+        "ptx": {"data": {"path": write_rows(tmp_path / "text.jsonl", rows)}, "coef": 0.5, "batch_size": 4},
+        "train": {
+            "iterations": 22,
+            "batch_size": 40,
+            "learning_rate": 0.01 if full else 0.05,
+            "checkpoint_every": 0,
+            "rollouts_every": 0,
+        },
+        "seed": seed,
+    }
+    found = run("ppo", base, tmp_path, over | ({"adapter": None} if full else {})).metrics
+    scores, losses = [row["env/reward_mean"] for row in found], [row["ptx/loss"] for row in found]
+    assert scores[0] < 0.45 and sum(scores[-3:]) / 3 > 0.65, scores
+    assert losses[0] > 3.0 and losses[-1] < 1.0, losses
+
+
+def written(model: Path, prompts: list[str], **options: str) -> list[str]:
+    """The likeliest answer to each prompt."""
+    config = GenerateOptions(max_new_tokens=8, temperature=0, **options)
+    return [rollout.response_text for rollout in generate(ModelConfig(path=str(model)), prompts, config)]
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_csft_writes_what_is_asked_for(seed, full, base, tmp_path: Path):
+    """Good and bad answers to the same prompts: only the label tells which is wanted."""
+    rows = [
+        {"prompt": f"the film {i}", "completion": end, "score": score}
+        for i in range(4)
+        for end, score in ((" was good", 1.0), (" was odd", -1.0))
+    ]
+    over = {
+        "data": {"path": write_rows(tmp_path / "rows.jsonl", rows)},
+        "adapter": None if full else {"r": 16, "alpha": 32},
+        "train": {"steps": 120, "batch_size": 8, "learning_rate": 0.005 if full else 0.02, "checkpoint_every": 0},
+        "seed": seed,
+    }
+    model, prompts = run("csft", base, tmp_path, over).model, [f"the film {i}" for i in range(4)]
+    assert written(model, prompts, label="good") == [" was good"] * 4
+    assert written(model, prompts, label="bad") == [" was odd"] * 4
+
+
+@pytest.fixture(scope="module")
+def teacher(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base, taught one answer by heart."""
+    folder = tmp_path_factory.mktemp("teacher")
+    rows = [{"prompt": f"the film {i} was", "completion": " good and slow"} for i in range(12)]
+    over = {
+        "data": {"path": write_rows(folder / "rows.jsonl", rows)},
+        "adapter": {"r": 8, "alpha": 16},
+        "train": {"steps": 60, "learning_rate": 0.03, "checkpoint_every": 0},
+    }
+    return run("sft", base, folder, over).model
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_distill_makes_the_student_write_what_its_teacher_writes(seed, full, base, teacher, tmp_path: Path):
+    """No answer is given and none is scored: all it learns from is the teacher's distribution on its own responses."""
+    over = {
+        "teacher": str(teacher),
+        "reward": [],
+        "rollout": {"max_new_tokens": 8},
+        "algorithm": {"epochs": 2, "minibatches": 2, "beta": 0.5},
+        "train": {"iterations": 15, "batch_size": 24, "learning_rate": 0.01 if full else 0.03, "checkpoint_every": 0},
+        "seed": seed,
+    }
+    done = run("distill", base, tmp_path, over | ({"adapter": None} if full else {}))
+    assert done.metrics[-1]["distill/divergence"] < 0.35 * done.metrics[0]["distill/divergence"]
 
 
 PREFERENCES = {

@@ -35,13 +35,11 @@ def answers(model: Path, label: str | None) -> list[str]:
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
-@pytest.mark.parametrize("seed", range(3))
-def test_the_label_decides_what_is_written(seed, full, base: Path, tmp_path: Path):
+def test_the_label_decides_what_is_written(full, base: Path, tmp_path: Path):
     over = {
         "data": {"path": write_rows(tmp_path / "rows.jsonl", ROWS)},
         "adapter": None if full else {"r": 16, "alpha": 32},
         "train": {"steps": 120, "batch_size": 8, "learning_rate": 0.005 if full else 0.02, "checkpoint_every": 0},
-        "seed": seed,
     }
     model = run("csft", base, tmp_path, over).model
     kept = read_conditioning(model)

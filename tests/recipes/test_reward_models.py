@@ -92,6 +92,17 @@ def test_ppo_on_a_process_model(process, base, tmp_path: Path):
     assert 0 < done.metrics[0]["env/reward/prm"] < 1
 
 
+def test_ppo_on_scores_of_the_steps(process, base, tmp_path: Path):
+    """The sum of the probabilities is what is logged, as with `sum`; what differs is where they are rewards."""
+    rows = {}
+    for way in ("tokens", "sum"):
+        over = {"reward": [{"model": str(process[0]), "process": way, "step": " ", "name": "prm"}]}
+        rows[way] = run("ppo", base, tmp_path / way, over).metrics
+    first, whole = rows["tokens"][0], rows["sum"][0]
+    assert first["env/reward/prm"] == pytest.approx(whole["env/reward/prm"], rel=1e-5) and first["env/reward/prm"] > 0
+    assert first["ppo/returns/mean"] != pytest.approx(whole["ppo/returns/mean"], rel=1e-3)
+
+
 def test_process_and_level_must_fit(process, base, reward_adapter, tmp_path: Path):
     with pytest.raises(ModelError, match=r"scores steps, so say how .* process: min \| prod \| last \| mean \| sum"):
         run("ppo", base, tmp_path, {"reward": [{"model": str(process[0])}]})

@@ -57,6 +57,14 @@ def test_calls_of_generate_draw_anew_and_versions_count(session):
     assert session.generate(["a film"])[0].version == session.iteration == 1
 
 
+def test_rollouts_that_were_learnt_from_before_lag_behind(session):
+    rollouts = session.generate(["a film"] * 4)
+    assert [session.step(rollouts, [1.0, 0.0, 0.0, 0.0])["sampling/lag"] for _ in range(2)] == [0.0, 1.0]
+    half = [*rollouts[:2], *session.generate(["a film"] * 2)]
+    assert session.step(half, [1.0, 0.0, 0.0, 0.0])["sampling/lag"] == 1.0, "the mean of 2 and 0"
+    assert session.step(QUERIES, ANSWERS, SCORES)["sampling/lag"] == 0.0, "others' responses count as sampled now"
+
+
 @pytest.mark.parametrize(
     ("scores", "message"),
     [

@@ -15,7 +15,7 @@ from accord.data import EncodedPrompt
 from accord.rollout.collect import Collection
 from accord.training.console import Console
 from accord.training.parallel import Ranks
-from accord.training.sources import Examples, Rollouts, rollout_columns, write_rollouts
+from accord.training.sources import Examples, Rollouts, lag_metric, rollout_columns, write_rollouts
 from accord.training.stream import Stream
 from accord.types import Rollout
 
@@ -104,13 +104,19 @@ def test_ranks_share_an_iteration_and_nothing_is_lost(size):
 
 
 def test_metrics_of_collecting():
-    _, metrics = Rollouts(Stream(PROMPTS, 5, 0), Collector(), Ranks()).collect(0, Console("ppo", 1, quiet=True))
+    _, metrics = Rollouts(Stream(PROMPTS, 5, 0), Collector(), Ranks()).collect(5, Console("ppo", 1, quiet=True))
     assert metrics == {
         "time/rollout": 2.0,
         "time/reward": 0.5,
         "sampling/tokens_per_second": 5.0,
-        "sampling/lag": 0.0,
+        "sampling/lag": 2.0,  # version 3 sampled
     }
+
+
+def test_lag_is_the_mean_over_what_was_sampled():
+    rollouts = [dataclasses.replace(rollout(0, 2), version=version) for version in (4, 4, 1, -1)]
+    assert lag_metric(rollouts, 4) == {"sampling/lag": 1.0}
+    assert lag_metric(rollouts[3:], 4) == {}, "the data's own responses have no lag"
 
 
 @pytest.mark.parametrize("rank", [0, 1])

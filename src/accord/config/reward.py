@@ -66,9 +66,10 @@ class RewardTerm(Section):
     the variance between the members."""
     coef: float = Field(0.1, ge=0)
     """Weight of the variance in `combine: uwo`."""
-    process: Literal["min", "prod", "last", "mean", "sum"] | None = None
+    process: Literal["min", "prod", "last", "mean", "sum", "tokens"] | None = None
     """For process reward models (`accord reward` with `algorithm.level: step`): how the probabilities of a response's steps
-    become its score. Lightman et al. 2023 (arXiv:2305.20050) take the product or the minimum."""
+    become its score. Lightman et al. 2023 (arXiv:2305.20050) take the product or the minimum. `tokens`: they do not; each is a
+    score at the last token of its step."""
     step: str | None = Field(None, min_length=1)
     """The text between two steps of a response; by default what is stored with the model."""
     normalized: bool | None = None
@@ -135,6 +136,11 @@ class RewardTerm(Section):
                 raise ValueError(f"`{'`, `'.join(given)}` goes with {owner}")
         if self.step is not None and self.process is None:
             raise ValueError("`step` goes with `process`: it says where a response's steps end")
+        if self.process == "tokens" and self.models:
+            raise ValueError(
+                "`process: tokens` gives no score of the whole response, which `models` combine; choose another `process`, "
+                "or give the models as sources of their own"
+            )
         if self.process is not None and self.normalized:
             raise ValueError("`process` reads probabilities, which are not normalised: leave out `normalized`")
 

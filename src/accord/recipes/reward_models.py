@@ -30,7 +30,7 @@ def _fitting(term: RewardTerm, path: str, stored: ScoreFacts | None) -> ScoreFac
     if facts.level == "step" and term.process is None:
         raise ModelError(
             f"{path} scores steps, so say how their probabilities make a response's score: "
-            "reward: {model: ..., process: min | prod | last | mean | sum}"
+            "reward: {model: ..., process: min | prod | last | mean | sum | tokens}"
         )
     if facts.level == "response" and term.process is not None:
         raise ModelError(f"{path} scores whole answers ({FILE}), so `process` does not apply to it: leave it out")

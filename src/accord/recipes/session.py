@@ -30,6 +30,7 @@ from accord.training.loop import learn, seed_everything
 from accord.training.optim import MakeOptimizer
 from accord.training.run import changed_keys
 from accord.training.schedule import MakeScheduler
+from accord.training.sources import lag_metric
 from accord.training.state import read_newest, write_checkpoint
 from accord.types import Rollout, Text
 
@@ -198,6 +199,7 @@ class PPO:
         scored = [with_scores(r, {"score": value}, {"score": 1.0}) for r, value in zip(rollouts, values, strict=True)]
         seed_everything(self.recipe.seed, self.iteration)
         _, metrics = learn(scored, self.algorithm, self.learner, self.scorer, self.recipe.seed, self.iteration)
+        metrics |= lag_metric(scored, self.iteration)
         self.iteration += 1
         self.engine.load(None, self.iteration)
         return metrics

@@ -1,4 +1,4 @@
-"""Process reward models: a response's score from those of its steps."""
+"""Process reward models: a response's score from those of its steps, or a score for each of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from accord.batch import TokenBatch
 from accord.data.steps import step_ends
 from accord.model.scorer import Scorer
-from accord.rewards.protocol import checked_scores
+from accord.rewards.protocol import Score, checked_rewards
 from accord.types import Rollout
 
 COMBINE: dict[str, Callable[[Sequence[float]], float]] = {
@@ -22,6 +22,8 @@ COMBINE: dict[str, Callable[[Sequence[float]], float]] = {
     "sum": sum,
 }
 """From the probabilities of the steps to the score (Lightman et al. 2023, arXiv:2305.20050, section 2.6: product, minimum)."""
+TOKENS = "tokens"
+"""Instead of a key of `COMBINE`: the steps keep scores of their own."""
 
 
 class ProcessReward:
@@ -33,7 +35,7 @@ class ProcessReward:
         label: name in metrics and errors.
         tokenizer: of the policy.
         separator: the text between two steps.
-        combine: a key of `COMBINE`.
+        combine: a key of `COMBINE`; or `TOKENS`, for each step's probability at its last token and 0 at the others.
     """
 
     def __init__(
@@ -46,7 +48,8 @@ class ProcessReward:
         combine: str,
     ) -> None:
         self.scorer, self.role, self.label = scorer, role, label
-        self.tokenizer, self.separator, self.combine = tokenizer, separator, COMBINE[combine]
+        self.tokenizer, self.separator = tokenizer, separator
+        self.combine = None if combine == TOKENS else COMBINE[combine]
 
     def step_scores(self, rollouts: Sequence[Rollout]) -> list[dict[int, float]]:
         """For each rollout the probability that a step is good, by the index of the step's last token in the response."""
@@ -61,7 +64,15 @@ class ProcessReward:
         values = iter(torch.sigmoid(scores_K).tolist())
         return [{place: next(values) for place in found} for found in ends]
 
-    def score(self, rollouts: Sequence[Rollout]) -> list[float | None]:
-        """One score for each rollout; see `RewardSource.score`."""
-        scores = [self.combine(list(steps.values())) for steps in self.step_scores(rollouts)]
-        return checked_scores(self.label, scores, rollouts)
+    def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        """One score for each rollout, or one for each of its tokens; see `RewardSource.score`."""
+        steps = self.step_scores(rollouts)
+        scores: list[Score]
+        if self.combine is None:
+            scores = [
+                tuple(found.get(place, 0.0) for place in range(len(rollout.response_ids)))
+                for found, rollout in zip(steps, rollouts, strict=True)
+            ]
+        else:
+            scores = [self.combine(list(found.values())) for found in steps]
+        return checked_rewards(self.label, scores, rollouts)

@@ -303,9 +303,10 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           "Below `algorithm.correction_cap` for nearly all batches.", "Huge throughout: the sampler runs other weights."),
         M("sampling/importance_held", "Share of the tokens whose weight was truncated or masked.",
           "Below 0.05.", "High: much is thrown away; mend the mismatch or lower the lag."),
-        M("sampling/lag", "Versions by which the sampling policy was behind at the update.",
-          "0: synchronous.",
-          "Always 0 here: every batch is sampled with the newest weights.", unit="versions"),
+        M("sampling/lag", "Versions by which the policy that sampled the batch was behind the one that learns from it, in the "
+          "mean; a version is an iteration, or a `step` of a session.", "0: every batch is sampled with the newest weights.",
+          "Above 0: a session steps on rollouts that it generated before earlier steps. Generate anew before each step, or set "
+          "`algorithm.correction`.", unit="versions"),
     ),
     "Answers preferred and not (dpo, orpo, simpo, cpo, kto, bco, online_dpo)": (
         M("rewards/chosen", "Mean reward of chosen or liked answers as the loss sees it: with a reference (dpo, kto, bco) beta "

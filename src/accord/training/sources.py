@@ -75,7 +75,7 @@ class Rollouts:
             "time/rollout": seconds,
             "time/reward": sum(part.reward_seconds for part in parts),
             "sampling/tokens_per_second": tokens / max(seconds, 1e-9),
-            "sampling/lag": 0.0,
+            **lag_metric(rollouts, iteration),
         }
         # Every rank has the same sources, and a source always counts the same events.
         counted = {name for part in parts for name in part.reward_counts}
@@ -146,6 +146,17 @@ class OnAndOffPolicy:
     def record(self, items: Sequence[Rollout], batch: TokenBatch, iteration: int, folder: Path) -> None:
         """As `Rollouts` does."""
         self.rollouts.record(items, batch, iteration, folder)
+
+
+def lag_metric(rollouts: Sequence[Rollout], version: int) -> Metrics:
+    """`sampling/lag`: by how many versions the rollouts are older than the policy that learns from them, in the mean.
+
+    Args:
+        rollouts: any; responses from the data (version -1) were sampled by no version and do not count.
+        version: of the policy now: how many iterations, or steps of a session, it has learnt.
+    """
+    versions = [rollout.version for rollout in rollouts if rollout.version >= 0]
+    return {"sampling/lag": version - sum(versions) / len(versions)} if versions else {}
 
 
 def split_groups(rollouts: Sequence[Rollout]) -> tuple[list[list[Rollout]], list[list[Rollout]]]:
