@@ -100,7 +100,7 @@ RATES = {"full": 0.003, "lora": 0.02, "prefix": 0.1}
 @pytest.mark.parametrize("level", ["sequence", "token"])
 @pytest.mark.parametrize("method", CLASSIFIERS)
 def test_it_classifies_texts_and_words_that_it_has_not_seen(method, level, seed, base, tmp_path: Path):
-    """Three classes of texts, by their last word behind filler; and words by which of these came before (`none` is 0.45 of them)."""
+    """Three classes of texts, by their last word behind filler; of words, by which of these came before (mostly none)."""
     fill = ["a cast", "the end", "slow", "was", "and", "film"]
     rows = []
     for a, b in ((a, b) for a in fill for b in fill):
