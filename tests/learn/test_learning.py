@@ -98,41 +98,33 @@ def test_thumbs_move_answers_to_prompts_that_it_has_not_seen(kind, seed, full, b
     assert done.metrics[-1]["eval/rewards/chosen"] > 1 > 0 > done.metrics[-1]["eval/rewards/rejected"]
 
 
-CLASSIFIERS = {"full": None, "lora": {"r": 4}, "prefix": {"method": "prefix", "tokens": 4}}
-RATES = {"full": 0.003, "lora": 0.01, "prefix": 0.05}
+CLASSIFIERS = {"full": None, "lora": {"r": 4}, "prefix": {"method": "prefix", "tokens": 8}}
+RATES = {"full": 0.003, "lora": 0.02, "prefix": 0.1}
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("level", ["sequence", "token"])
 @pytest.mark.parametrize("method", CLASSIFIERS)
 def test_it_classifies_texts_and_words_that_it_has_not_seen(method, level, seed, base, tmp_path: Path):
-    """Three classes, by the one word of a text among filler that tells; and words by whether they stand behind `good`."""
+    """Three classes of texts, by their last word behind filler; of words, by which of these came before (mostly none)."""
     fill = ["a cast", "the end", "slow", "was", "and", "film"]
-    if level == "sequence":
-        names = ("good", "odd", "fine")
-        rows = [{"text": f"{a} {names[i % 3]} {b}", "label": names[i % 3]} for i, a, b in _mixed(fill)]
-    else:
-        rows = []
-        for i, a, b in _mixed(fill):
-            words = [*a.split(), *(["good"] if i % 2 else ["odd"]), *b.split()]
-            seen = [("good" in words[: k + 1]) for k in range(len(words))]
-            rows.append({"tokens": words, "labels": seen})
+    rows = []
+    for a, b in ((a, b) for a in fill for b in fill):
+        for name in ("good", "odd", "fine"):
+            words = [*a.split(), *b.split(), name] if level == "sequence" else [*a.split(), name, *b.split()]
+            seen = [name if name in words[: place + 1] else "none" for place in range(len(words))]
+            as_text = {"text": " ".join(words), "label": name}
+            rows.append(as_text if level == "sequence" else {"tokens": words, "labels": seen})
     adapter = CLASSIFIERS[method]
     over = {
         "adapter": adapter,
         "algorithm": {"level": level},
         "data": {"path": write_rows(tmp_path / "rows.jsonl", rows), "eval_fraction": 0.25},
-        "train": {"steps": 80, "batch_size": 18, "learning_rate": RATES[method], "checkpoint_every": 0},
+        "train": {"steps": 100, "batch_size": 24, "learning_rate": RATES[method], "checkpoint_every": 0},
         "seed": seed,
     }
     done = run("classify", base, tmp_path, over)
-    assert done.metrics[-1]["eval/accuracy"] > 0.9, done.metrics[-1]["eval/accuracy"]
-
-
-def _mixed(fill: list[str]) -> list[tuple[int, str, str]]:
-    """Each pair of fillers twice, with a number that makes them differ in what tells the class: no two rows are the same."""
-    pairs = [(a, b) for a in fill for b in fill]
-    return [(i + half, a, b) for half in (0, 1) for i, (a, b) in enumerate(pairs)]
+    assert done.metrics[-1]["eval/accuracy"] > (0.9 if level == "sequence" else 0.75)
 
 
 REWARD = """

@@ -28,7 +28,7 @@ def classify(
     right_K = logprobs_KC.gather(1, classes_K[:, None]).squeeze(1)
     entropy_K = -right_K
     if label_smoothing:
-        entropy_K = (1 - label_smoothing) * entropy_K - label_smoothing * logprobs_KC.sum(dim=-1) / logits_KC.shape[1]
+        entropy_K = (1 - label_smoothing) * entropy_K - label_smoothing * logprobs_KC.sum(dim=-1) / logprobs_KC.shape[1]
     loss = entropy_K.sum() / tokens
     greatest_KC = (logits_KC == logits_KC.amax(dim=-1, keepdim=True)).float()
     hit_K = greatest_KC.gather(1, classes_K[:, None]).squeeze(1) / greatest_KC.sum(dim=-1)
