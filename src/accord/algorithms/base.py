@@ -111,7 +111,11 @@ class TakesEveryStep:
 
 
 class Stateless(TakesEveryStep):
-    """State handling of algorithms that keep nothing from one iteration to the next."""
+    """Of algorithms that keep nothing from one iteration to the next, and take each batch in one step."""
+
+    def minibatches(self, batch: TokenBatch, generator: torch.Generator) -> Iterator[TokenBatch]:
+        """One step takes the whole batch."""
+        yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing."""

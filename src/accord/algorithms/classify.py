@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -33,10 +33,6 @@ class Classify(Stateless):
             [[number is not None for number in item.classes] for item in items],
             classes_T=torch.tensor([number or 0 for number in classes]),
         ), {}
-
-    def minibatches(self, batch: TokenBatch, generator: torch.Generator) -> Iterator[TokenBatch]:
-        """One step takes the whole batch."""
-        yield batch
 
     def roles(self) -> tuple[RoleUpdate, ...]:
         """The classifier learns."""

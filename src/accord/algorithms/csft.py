@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from accord.algorithms.base import Denominators, Metrics, RoleUpdate, Stateless
@@ -25,10 +24,6 @@ class CSFT(Stateless):
     def prepare(self, items: Sequence[TokenSequence], scorer: Scorer) -> tuple[TokenBatch, Metrics]:
         """Examples end to end."""
         return example_batch(items), {}
-
-    def minibatches(self, batch: TokenBatch, generator: torch.Generator) -> Iterator[TokenBatch]:
-        """One step takes the whole batch."""
-        yield batch
 
     def roles(self) -> tuple[RoleUpdate, ...]:
         """The policy learns."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -72,10 +72,6 @@ class DPO(Stateless):
         chosen_P = matched(values_P=values_P, others_P=others_P)[own]
         rejected_P = matched(values_P=others_P, others_P=values_P)[own]
         return torch.stack([chosen_P, rejected_P], dim=1).flatten()
-
-    def minibatches(self, batch: TokenBatch, generator: torch.Generator) -> Iterator[TokenBatch]:
-        """One step takes the whole batch."""
-        yield batch
 
     def roles(self) -> tuple[RoleUpdate, ...]:
         """The policy learns."""

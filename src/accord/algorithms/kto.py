@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -53,10 +53,6 @@ class KTO(Stateless):
         ratios_N, _ = log_ratios(sequence_batch(sequences), scorer)
         _, mean, _ = moments(ratios_N, torch.ones_like(ratios_N, dtype=torch.bool), self.sum_over_ranks)
         return max(0.0, float(mean))
-
-    def minibatches(self, batch: TokenBatch, generator: torch.Generator) -> Iterator[TokenBatch]:
-        """One step takes the whole batch."""
-        yield batch
 
     def roles(self) -> tuple[RoleUpdate, ...]:
         """The policy learns."""

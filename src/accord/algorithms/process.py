@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -28,10 +28,6 @@ class ProcessRewardModelling(Stateless):
         )
         labels_K = torch.tensor([label for item in items for label in item.labels])
         return batch.with_streams(labels_T=torch.zeros(batch.tokens).masked_scatter(batch.target_mask_T, labels_K)), {}
-
-    def minibatches(self, batch: TokenBatch, generator: torch.Generator) -> Iterator[TokenBatch]:
-        """One step takes the whole batch."""
-        yield batch
 
     def roles(self) -> tuple[RoleUpdate, ...]:
         """The reward model learns."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from accord.algorithms.base import Denominators, Metrics, RoleUpdate, Stateless
@@ -29,10 +28,6 @@ class SimPO(Stateless):
     def prepare(self, items: Sequence[EncodedPair], scorer: Scorer) -> tuple[TokenBatch, Metrics]:
         """Chosen and rejected answer of each pair, one behind the other."""
         return pair_batch(items), {}
-
-    def minibatches(self, batch: TokenBatch, generator: torch.Generator) -> Iterator[TokenBatch]:
-        """One step takes the whole batch."""
-        yield batch
 
     def roles(self) -> tuple[RoleUpdate, ...]:
         """The policy learns."""
