@@ -8,7 +8,7 @@ RATES = (1e-4, 3e-4, 1e-3)
 SEEDS = (0, 1, 2)
 BATCH = 64
 """Responses (or pairs, or labelled rows) an iteration."""
-ITERATIONS = {"addition": 24, "sentiment": 20}
+ITERATIONS = {"addition": 12, "sentiment": 12}
 GROUP = 8
 """Responses to each prompt, for methods that compare them."""
 PPO = {"epochs": 2, "minibatches": 2, "kl": 0.05, "clip": 0.2, "value_coef": 0.1, "gamma": 1.0, "lam": 0.95}
@@ -16,6 +16,6 @@ GRPO = {"kl": 0.02, "clip": 0.2}
 RLOO = {"kl": 0.05}
 BETA = 0.1
 """Of DPO and KTO."""
-PAIRS = 600
+PAIRS = 384
 """Pairs of base responses for DPO and KTO, drawn once and given to both."""
 EXAMPLE_EPOCHS = 2
