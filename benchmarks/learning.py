@@ -5,14 +5,14 @@
 
 MODEL: folder of SmolLM2-135M-Instruct. DATA: folder with `movie_reviews/`. OUTPUT: folder of the runs; what is there is not run
 again, so the benchmark can be stopped and gone on with. FOLDERs hold trl 1.12.0 (the last with PPO) and 1.16.0, each made by
-`pip install --no-deps --target FOLDER trl==VERSION`. Needs `pip install vaderSentiment==3.3.2`.
+`pip install --no-deps --target FOLDER trl==VERSION`. Needs `pip install vaderSentiment==3.3.2 matplotlib`.
 
 Contest: PPO, GRPO, RLOO, DPO and KTO, each with both libraries: same base (bfloat16), LoRA on all linear layers, prompts,
 number of responses, batch, KL coefficient, constant learning rate; the rate is searched over the same three values with seed 0
 and chosen by the score on training prompts; then 3 seeds at the best one. Guide: Accord's methods on one task, with best-of-n of
 the base as the yardstick. Everything is judged by `contest/judge.py`, which is plain transformers and peft, on held-out prompts.
 
-Writes results/learning.json and results/learning.md beside this file.
+Writes results/learning.json, results/learning.md and a picture of each task, results/learning_TASK.svg, beside this file.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class Bench:
         for n in (1, *BEST_OF):
             self._judge_base(n)
         names = [name for name in GUIDE if self.asked.methods is None or name in self.asked.methods]
+        names = [name for name in names if name not in CONTEST]  # those are the contest's own runs
         self._search_then_seeds("guide", [(GUIDE_TASK, name, "accord") for name in names])
 
     def _search_then_seeds(self, part: str, series: list[tuple[str, str, str]]) -> None:

@@ -21,7 +21,9 @@ def load(model: str) -> tuple[Any, Any]:
 
 
 @torch.no_grad()
-def judge(model: str, adapter: Path | None, task: Task, samples: int | None = None, best_of: int = 1) -> dict[str, Any]:
+def judge(
+    model: str, adapter: Path | None, task: Task, samples: int | None = None, best_of: int = 1, kl: bool = True
+) -> dict[str, Any]:
     """Mean score at temperature 1 and KL to the base in nats a response (k1 on the same samples).
 
     Args:
@@ -30,6 +32,7 @@ def judge(model: str, adapter: Path | None, task: Task, samples: int | None = No
         task: prompts and reward.
         samples: responses to each prompt; the task's own number if not given.
         best_of: of so many responses each, the best counts (its KL is not measured).
+        kl: whether to measure it.
     """
     base, tokenizer = load(model)
     policy = base if adapter is None else peft.PeftModel.from_pretrained(base, str(adapter))
@@ -50,7 +53,7 @@ def judge(model: str, adapter: Path | None, task: Task, samples: int | None = No
         ]
         texts += responses
         scores += task.reward(prompts=part, responses=responses)
-        if best_of == 1:
+        if kl and best_of == 1:
             divergences += _divergence(policy, ids, drawn, lengths, adapter is not None)
     if best_of > 1:
         scores = [max(scores[n : n + best_of]) for n in range(0, len(scores), best_of)]
@@ -103,7 +106,9 @@ def _divergence(
     kept = torch.arange(drawn.shape[1])[None] < lengths[:, None]
 
     def logprobs() -> torch.Tensor:
-        logits = policy(input_ids=both, attention_mask=torch.ones_like(both)).logits[:, ids.shape[1] - 1 : -1].float()
+        kept_states = drawn.shape[1] + 1
+        output = policy(input_ids=both, attention_mask=torch.ones_like(both), logits_to_keep=kept_states)
+        logits = output.logits[:, :-1].float()
         return (logits.log_softmax(-1).gather(-1, drawn[..., None])[..., 0] * kept).sum(1)
 
     ours = logprobs()
@@ -117,9 +122,10 @@ def main() -> None:
     torch.set_num_threads(1)
     model, data, name, adapter, output, best_of = sys.argv[1:7]
     task = load_task(name, AutoTokenizer.from_pretrained(model), Path(data))
-    if sys.argv[7:] == ["train"]:  # as many prompts as are held out
-        task = replace(task, held_out=task.train[: len(task.held_out)])
-    found = judge(model, None if adapter == "-" else Path(adapter), task, best_of=int(best_of))
+    choosing = sys.argv[7:] == ["train"]
+    if choosing:  # as many prompts as are held out, and half the responses: this only chooses the rate
+        task = replace(task, held_out=task.train[: len(task.held_out)], samples=task.samples // 2)
+    found = judge(model, None if adapter == "-" else Path(adapter), task, best_of=int(best_of), kl=not choosing)
     Path(output).write_text(json.dumps(found))
 
 

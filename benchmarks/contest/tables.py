@@ -6,13 +6,13 @@ import json
 import statistics
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
-from contest.plan import BEST_OF, GUIDE_TASK
+from contest.plan import BEST_OF, GUIDE, GUIDE_TASK
+from contest.plots import draw_contest
+from contest.series import Run, chosen
 
 LEVELS = {"addition": 0.5, "sentiment": 0.4}
 """Score on training prompts that `responses to reach` counts up to."""
-Run = dict[str, Any]
 
 
 def write_results(folder: Path, results: Path, about: str) -> None:
@@ -21,9 +21,11 @@ def write_results(folder: Path, results: Path, about: str) -> None:
     base = {n: json.loads(path.read_text()) for n in (1, *BEST_OF) if (path := _base(folder, n)).is_file()}
     results.mkdir(exist_ok=True)
     (results / "learning.json").write_text(json.dumps({"base": base, "runs": runs}, indent=1) + "\n")
-    parts = ["# What each algorithm learns\n", about]
-    parts += contest_table([run for run in runs if run["part"] == "contest"])
-    parts += guide_table([run for run in runs if run["part"] == "guide"], base)
+    contest = [run for run in runs if run["part"] == "contest"]
+    guide = [run for run in runs if run["part"] == "guide"]
+    parts = ["# What each algorithm learns\n", about, *contest_table(contest)]
+    parts += [f"\n![{picture.stem}]({picture.name})" for picture in draw_contest(contest, results)]
+    parts += guide_table([run for run in contest if _in_guide(run)] + guide, base)
     (results / "learning.md").write_text("\n".join(parts) + "\n")
     print(f"{len(runs)} runs -> {results / 'learning.md'}")
 
@@ -32,12 +34,9 @@ def _base(folder: Path, best_of: int) -> Path:
     return folder / f"base-{GUIDE_TASK}-{best_of}.json"
 
 
-def chosen(runs: list[Run]) -> list[Run]:
-    """The runs at the rate that has the most seeds; of one series."""
-    rates = defaultdict(list)
-    for run in runs:
-        rates[run["rate"]].append(run)
-    return max(rates.values(), key=lambda found: (len(found), found[0]["train"]["score"]))
+def _in_guide(run: Run) -> bool:
+    """Whether a run of the contest is one that the guide would make again."""
+    return run["task"] == GUIDE_TASK and run["library"] == "accord" and run["label"] in GUIDE
 
 
 def contest_table(runs: list[Run]) -> list[str]:
@@ -86,9 +85,9 @@ def guide_table(runs: list[Run], base: dict[int, Run]) -> list[str]:
         "| method | rate | held-out score (mean ± sd of seeds) | KL, nats | responses to reach | seeds |",
         "|---|---|---|---|---|---|",
     ]
-    for n, found in base.items():
+    for n, judged in base.items():
         name = "base" if n == 1 else f"best of {n}"
-        lines.append(f"| {name} | – | {found['score']:.3f} | {_best_of_kl(n):.2f} | – | – |")
+        lines.append(f"| {name} | – | {judged['score']:.3f} | {_best_of_kl(n):.2f} | – | – |")
     series = defaultdict(list)
     for run in runs:
         series[run["label"]].append(run)
