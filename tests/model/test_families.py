@@ -25,6 +25,7 @@ from accord.model.export import save_policy, save_scorer
 from accord.model.forward import forward
 from accord.model.loading import load_weights
 from accord.model.reading import encoder_input, way_of
+from model.kinds import KINDS
 
 WAYS = {
     "llama": "packed",
@@ -119,6 +120,34 @@ def test_log_probabilities_and_gradients_are_those_of_one_sequence_at_a_time(
         scale = float(gradient.abs().max()) + 0.01 * largest  # some are 0 but for rounding, such as a key's bias
         torch.testing.assert_close(parameter.grad / scale, gradient / scale, atol=2e-4, rtol=1e-3, msg=name)
     assert compared > 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "of"), [("prompt", "t5"), ("prompt_text", "umt5"), ("ptuning", "mt5"), ("ptuning_lstm", "t5")]
+)
+def test_an_encoder_reads_virtual_tokens_as_in_plain_peft(
+    kind: str, of: str, model_folder, make_roles, dialogue: TokenBatch, shake, tmp_path: Path
+) -> None:
+    folder = model_folder(of)
+    roles = make_roles(folder, KINDS[kind])
+    roles.add_policy()
+    shake(roles.trainable("policy").values(), 0.3)
+    save_policy(roles, tmp_path)
+    plain = peft.PeftModel.from_pretrained(plain_model(folder), tmp_path, is_trainable=False).eval()
+    weights = torch.linspace(-1, 1, dialogue.tokens)
+    with roles.use("policy", train=True) as role:
+        got = forward(role, dialogue).logprobs_T
+        assert got is not None
+        (got * weights).sum().backward()
+    embeddings = plain.prompt_encoder["default"].embedding.weight.requires_grad_()
+    want = one_by_one(plain, dialogue)
+    (want * weights).sum().backward()
+    torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-5)
+    assert (want - one_by_one(plain.get_base_model(), dialogue)).abs().max() > 1e-2, "the virtual tokens are seen"
+    if kind.startswith("prompt"):  # a p-tuning encoder is not saved, so its gradients have nothing to be compared with
+        (ours,) = roles.trainable("policy").values()
+        torch.testing.assert_close(ours.grad, embeddings.grad, atol=1e-5, rtol=1e-4)
+    assert all(parameter.grad is None for parameter in roles.model.parameters())
 
 
 SAVED = (

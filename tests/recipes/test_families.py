@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import AutoPeftModelForSeq2SeqLM
 
 import accord
 from accord.config import RECIPES, ModelConfig
@@ -92,6 +94,34 @@ def test_methods_on_pairs(kind: str, family: str, model_folder: Callable[[str], 
 def test_groups_work_for_an_encoder_decoder(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
     row = run("grpo", model_folder("t5"), tmp_path, ONE_ITERATION).metrics[0]
     assert row["sampling/logprob_difference_max"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("kind", "adapter"),
+    [
+        ("sft", {"method": "prompt", "tokens": 3}),
+        ("dpo", {"method": "ptuning", "tokens": 3, "hidden": 8}),
+        ("ppo", {"method": "prompt", "tokens": 5, "text": "the film was"}),
+        ("grpo", {"method": "ptuning", "tokens": 3, "hidden": 8, "encoder": "lstm"}),
+    ],
+)
+def test_the_encoder_of_an_encoder_decoder_reads_virtual_tokens(
+    kind: str, adapter: dict[str, Any], model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    over = (ONE_ITERATION if kind in ("ppo", "grpo") else ONE_STEP) | {"adapter": adapter}
+    done = run(kind, model_folder("t5"), tmp_path, over)
+    row = done.metrics[0]
+    assert row.get("objective/kl", 0.0) == 0.0 and row.get("sampling/logprob_difference_max", 0.0) < 1e-4
+    AutoPeftModelForSeq2SeqLM.from_pretrained(done.model)
+    again = run("sft", done.model, tmp_path / "on", ONE_STEP | {"adapter": adapter})
+    assert saved_weights(again.model)
+
+
+def test_prefixes_are_not_for_an_encoder_decoder(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"Use adapter\.method: prompt or ptuning, whose virtual tokens its encoder reads"
+    ):
+        run("sft", model_folder("t5"), tmp_path, ONE_STEP | {"adapter": {"method": "prefix"}})
 
 
 def test_the_header_says_that_a_model_is_not_packed_and_why(

@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from accord.batch import TokenBatch
 from accord.config import LoraConfig, ModelConfig
+from accord.model.export import save_policy
 from accord.model.reading import encoder_input
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
 from accord.rollout.native import NativeEngine
 from accord.rollout.protocol import Completion, Request, Sampling
+from model.kinds import KINDS
 
 NEW = 9
 GREEDY = Sampling(NEW, temperature=0)
@@ -132,3 +135,28 @@ def test_progress_adds_up_and_nothing_is_computed_for_rows_that_ended(model_fold
 
 def test_no_requests_are_none(model_folder) -> None:
     assert NativeEngine(roles_of(model_folder("bloom")), 4).generate([], GREEDY) == []
+
+
+@pytest.mark.parametrize("kind", ["prompt", "ptuning"])
+def test_virtual_tokens_of_an_encoder_decoder_equal_plain_peft_token_for_token(
+    kind: str, model_folder, requests_, shake, tmp_path: Path
+) -> None:
+    folder = model_folder("t5")
+    roles = Roles(ModelConfig(path=str(folder)), KINDS[kind], torch.device("cpu"))
+    roles.add_policy()
+    shake(roles.trainable("policy").values(), 0.3)
+    save_policy(roles, tmp_path)
+    base = AutoModelForSeq2SeqLM.from_pretrained(folder, attn_implementation="eager")
+    base.generation_config.eos_token_id = None
+    plain = peft.PeftModel.from_pretrained(base, tmp_path).eval()
+    done = NativeEngine(roles, max_sequences=3).generate(requests_, GREEDY)
+    for request, got in zip(requests_, done, strict=True):
+        prompt = torch.tensor([encoder_input(request.prompt_ids, base.config)])
+        want = plain.generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            max_new_tokens=NEW,
+            min_new_tokens=NEW,
+        )
+        assert list(got.token_ids) == want[0, 1:].tolist()

@@ -20,9 +20,9 @@ from accord.model.loading import (
     trunk_of,
 )
 from accord.model.methods import METHOD_OF
-from accord.model.prompts import VirtualTokens
+from accord.model.prompts import VirtualTokens, check_virtual_tokens
 from accord.model.ranks import RankBudget
-from accord.model.reading import way_of
+from accord.model.reading import choose_reading
 
 WEIGHTS = "adapter_model.safetensors"
 SCORE = "score.weight"
@@ -78,11 +78,10 @@ class AdapterSet:
 
     def _add(self, name: str, config: peft.PeftConfig) -> None:
         if config.is_prompt_learning:
-            if way_of(trunk_of(self.model)) != "packed":
-                raise ModelError(
-                    f"virtual tokens go before packed sequences, and a {type(self.model).__name__} does not read packed: take "
-                    "an adapter that changes layers, such as lora or ia3"
-                )
+            method = METHOD_OF[str(config.peft_type.value)]  # type: ignore[union-attr]
+            check_virtual_tokens(method, self.base_path, choose_reading(self.base_path, self.model))
+            # A decoder would have prompts of its own; peft's forward of these methods never reads them.
+            config.num_transformer_submodules = 1  # type: ignore[attr-defined]
             config.task_type = (
                 "FEATURE_EXTRACTION"  # peft's class without a head, over a causal model and a classifier alike
             )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from accord.batch import TokenBatch
 from accord.model.heads import ClassHead, ScalarHead
 from accord.model.prompts import KeyStore, VirtualTokens
-from accord.model.reading import output_scale, read
+from accord.model.reading import output_scale, read, read_pairs, way_of
 from accord.ops.divergence import generalised_jsd
 from accord.ops.logprobs import token_logprobs
 
@@ -155,6 +155,8 @@ def trunk_states(role: Role, batch: TokenBatch, store: KeyStore | None = None) -
     """
     if role.prompt is None:
         return read(role.trunk, batch, store)
+    if way_of(role.trunk) == "encoder-decoder":
+        return read_pairs(role.trunk, batch, role.prompt.embeddings())
     states: Tensor = role.trunk(**role.prompt.arguments(role.trunk, batch, store)).last_hidden_state[0]
     return states[role.prompt.places(batch).own_T]
 

@@ -7,7 +7,8 @@ copy and the result is that of peft's forward on one sequence at a time:
   left out afterwards.
 - Keys and values (prefix tuning) go before those of each sequence in every layer. As in peft they are not rotated.
 
-In both cases the first token of a sequence has the position `tokens` and not 0.
+In both cases the first token of a sequence has the position `tokens` and not 0. An encoder-decoder model takes embeddings
+alone, and its encoder reads them before the prompt, as in peft.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from accord.batch import TokenBatch
+from accord.errors import ConfigError
 from accord.model.attention import packed_arguments
+from accord.model.reading import Reading
 
 
 class KeyStore(Protocol):
@@ -62,6 +65,29 @@ class Places:
         return joined.index_copy(dimension, self.virtual_W, virtual.to(own.dtype).repeat(repeats))
 
 
+def check_virtual_tokens(method: str, base: str, reading: Reading) -> None:
+    """Refuse methods that a model cannot carry by the way it reads.
+
+    Args:
+        method: `adapter.method`, of those with virtual tokens.
+        base: the model, for the message.
+        reading: how it reads.
+
+    Raises:
+        ConfigError: with the reason and another method.
+    """
+    if reading.way == "rows":
+        raise ConfigError(
+            f"adapter.method: {method} puts virtual tokens before packed sequences, and {base} is not packed: {reading.why}. "
+            "Use adapter.method: lora or ia3"
+        )
+    if reading.way == "encoder-decoder" and method == "prefix":
+        raise ConfigError(
+            f"adapter.method: prefix puts keys and values into each layer, and {base} is an encoder-decoder model, whose decoder "
+            "has two attentions a layer. Use adapter.method: prompt or ptuning, whose virtual tokens its encoder reads, or lora"
+        )
+
+
 class VirtualTokens:
     """The virtual tokens of one adapter.
 
@@ -79,6 +105,11 @@ class VirtualTokens:
         """How many come before each sequence."""
         self.in_layers = config.peft_type == peft.PeftType.PREFIX_TUNING
         """Whether they are keys and values of every layer, and not embeddings."""
+
+    def embeddings(self) -> Tensor:
+        """Of methods whose virtual tokens are embeddings: [tokens, H]."""
+        prompt: Tensor = self.model.get_prompt(1)[0]
+        return prompt
 
     def places(self, batch: TokenBatch) -> Places:
         """Where the tokens of a batch go."""
@@ -101,7 +132,7 @@ class VirtualTokens:
             shifted = {"position_ids": batch.position_ids_T[None] + self.tokens, "past_key_values": prefix}
             return arguments | keys | shifted | {"key_bounds": places.bounds.tolist()}
         embed: Any = trunk.get_input_embeddings()  # type: ignore[operator]
-        embeddings_TH = places.join(embed(batch.input_ids_T), self.model.get_prompt(1)[0], 0)
+        embeddings_TH = places.join(embed(batch.input_ids_T), self.embeddings(), 0)
         first = torch.arange(self.tokens, device=batch.position_ids_T.device)
         positions_T = places.join(batch.position_ids_T + self.tokens, first, 0)
         del arguments["input_ids"]

@@ -100,11 +100,16 @@ def read_rows(trunk: nn.Module, batch: TokenBatch) -> Tensor:
     return _put_back(parts, places, batch)
 
 
-def read_pairs(model: nn.Module, batch: TokenBatch) -> Tensor:
+def read_pairs(model: nn.Module, batch: TokenBatch, virtual_WH: Tensor | None = None) -> Tensor:
     """Decoder states [T, H] of an encoder-decoder model; those of prompt tokens but the last are 0, for there are none.
 
     What precedes a sequence's first target is the encoder's (see `encoder_input`); the decoder reads its start token and then
     the rest. So the state before a target token lies one place before it, as in a causal model.
+
+    Args:
+        model: with both stacks.
+        batch: sequences with targets.
+        virtual_WH: embeddings of virtual tokens, which the encoder reads before each prompt.
 
     Raises:
         ModelError: a sequence without a target, so without a response.
@@ -118,7 +123,7 @@ def read_pairs(model: nn.Module, batch: TokenBatch) -> Tensor:
     for (_, length), members in grouped(range(batch.sequences), lambda n: (firsts[n], bounds[n + 1] - bounds[n])):
         prompts = [encoder_input(ids[bounds[n] : bounds[n] + firsts[n]], config) for n in members]
         rest = [[config.decoder_start_token_id, *ids[bounds[n] + firsts[n] : bounds[n] + length]] for n in members]
-        encoded = encode(model, torch.tensor(prompts, device=device))
+        encoded = encode(model, torch.tensor(prompts, device=device), virtual_WH)
         decoder: Any = model.get_decoder()  # type: ignore[operator]
         states = decoder(
             input_ids=torch.tensor(rest, device=device), encoder_hidden_states=encoded, use_cache=False
@@ -130,10 +135,16 @@ def read_pairs(model: nn.Module, batch: TokenBatch) -> Tensor:
     return _put_back(parts, places, batch)
 
 
-def encode(model: nn.Module, prompts_BL: Tensor) -> Tensor:
-    """Encoder states [B, L, H] of prompts of one length."""
+def encode(model: nn.Module, prompts_BL: Tensor, virtual_WH: Tensor | None = None) -> Tensor:
+    """Encoder states of prompts of one length, [B, W + L, H]; the W virtual tokens come first, if there are any."""
     encoder: Any = model.get_encoder()  # type: ignore[operator]
-    states: Tensor = encoder(input_ids=prompts_BL).last_hidden_state
+    if virtual_WH is None:
+        states: Tensor = encoder(input_ids=prompts_BL).last_hidden_state
+        return states
+    embed: Any = model.get_input_embeddings()  # type: ignore[operator]
+    own_BLH = embed(prompts_BL)
+    before = virtual_WH.to(own_BLH.dtype).expand(len(own_BLH), -1, -1)
+    states = encoder(inputs_embeds=torch.cat([before, own_BLH], dim=1)).last_hidden_state
     return states
 
 

@@ -9,6 +9,7 @@ from accord.data import read_records
 from accord.errors import ConfigError, DataError
 from accord.model.classifiers import head_shape
 from accord.model.loading import locate, read_config, read_family, refuse_scorer
+from accord.model.prompts import check_virtual_tokens
 from accord.model.reading import Reading, choose_reading, way_of
 from accord.model.roles import Roles
 
@@ -29,11 +30,8 @@ def check_family(recipe: Recipe) -> Reading:
         refuse_scorer(base, config)
     if isinstance(recipe, ClassifyRecipe):
         head_shape(base, config, recipe.algorithm.level)
-    if recipe.adapter is not None and not type(recipe.adapter).mergeable and reading.way != "packed":
-        raise ConfigError(
-            f"adapter.method: {recipe.adapter.method} puts virtual tokens before packed sequences, and {base} is not packed: "
-            f"{reading.why}. Use adapter.method: lora or ia3"
-        )
+    if recipe.adapter is not None and not type(recipe.adapter).mergeable:
+        check_virtual_tokens(recipe.adapter.method, base, reading)
     if reading.way == "encoder-decoder" and not isinstance(recipe, RolloutRecipe):
         _check_prompts(recipe, base)
     return reading

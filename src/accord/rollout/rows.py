@@ -36,7 +36,7 @@ def generate_in_rows(
         for first in range(0, len(members), max_sequences):
             chosen = members[first : first + max_sequences]
             rows = [Response.begin(index, requests[index], sampling) for index in chosen]
-            stepper = _stepper(role.trunk, [list(requests[index].prompt_ids) for index in chosen], roles.device)
+            stepper = _stepper(role, [list(requests[index].prompt_ids) for index in chosen], roles.device)
             hidden_BH = stepper.prefill()
             while True:
                 draw(role, hidden_BH, rows, sampling, on_token)
@@ -52,9 +52,10 @@ def generate_in_rows(
     return [done[index] for index in range(len(requests))]
 
 
-def _stepper(trunk: nn.Module, prompts: list[list[int]], device: torch.device) -> _Cached | _Whole | _Decoder:
+def _stepper(role: Role, prompts: list[list[int]], device: torch.device) -> _Cached | _Whole | _Decoder:
+    trunk = role.trunk
     if way_of(trunk) == "encoder-decoder":
-        return _Decoder(trunk, prompts, device)
+        return _Decoder(trunk, prompts, device, None if role.prompt is None else role.prompt.embeddings())
     if "past_key_values" in inspect.signature(trunk.forward).parameters:
         return _Cached(trunk, prompts, device)
     return _Whole(trunk, prompts, device)
@@ -104,12 +105,14 @@ class _Whole:
 class _Decoder:
     """Rows of an encoder-decoder model: prompts are encoded once, and the decoder begins with its start token."""
 
-    def __init__(self, model: nn.Module, prompts: list[list[int]], device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, prompts: list[list[int]], device: torch.device, virtual_WH: Tensor | None
+    ) -> None:
         config: Any = model.config
         self.decoder: Any = model.get_decoder()  # type: ignore[operator]
         self.device, self.start = device, config.decoder_start_token_id
         prompts_BL = torch.tensor([encoder_input(prompt, config) for prompt in prompts], device=device)
-        self.encoded = encode(model, prompts_BL)
+        self.encoded = encode(model, prompts_BL, virtual_WH)
         self.cache = EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
 
     def prefill(self) -> Tensor:
