@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from accord.batch import TokenBatch
-from accord.config import LoraConfig, ModelConfig
-from accord.model.export import save_policy
+from accord.config import AdapterConfig, ModelConfig
 from accord.model.reading import encoder_input
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
@@ -28,7 +26,7 @@ ROWS = ("bloom", "jamba", "mamba", *PAIRS)
 PACKED = ("gemma3", "gemma3_images", "opt", "mixtral", "qwen3_moe", "cohere", "granite")
 
 
-def roles_of(folder: Path, adapter: LoraConfig | None = None) -> Roles:
+def roles_of(folder: Path, adapter: AdapterConfig | None = None) -> Roles:
     roles = Roles(ModelConfig(path=str(folder)), adapter, torch.device("cpu"))
     roles.add_policy()
     return roles
@@ -103,10 +101,15 @@ def test_a_seed_gives_one_response_whatever_else_is_in_the_batch(family: str, mo
     assert close([NativeEngine(roles, 8).generate([request], sampling)[0] for request in requests_], wanted)
 
 
-@pytest.mark.parametrize("family", [*ROWS, *PACKED])
-def test_the_learner_s_log_probabilities_are_the_sampler_s(family: str, model_folder, requests_, shake) -> None:
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [(family, "lora") for family in (*ROWS, *PACKED)] + [(f, k) for f in PAIRS for k in ("prompt", "ptuning")],
+)
+def test_the_learner_s_log_probabilities_are_the_sampler_s(
+    family: str, kind: str, model_folder, requests_, shake
+) -> None:
     """With an adapter that is not at its start, and a temperature."""
-    roles = roles_of(model_folder(family), LoraConfig(r=4))
+    roles = roles_of(model_folder(family), KINDS[kind])
     shake(roles.trainable("policy").values())
     done = NativeEngine(roles, 3).generate(requests_, Sampling(NEW, temperature=0.8, stop_ids=frozenset(range(40, 80))))
     batch = TokenBatch.from_sequences(
@@ -135,28 +138,3 @@ def test_progress_adds_up_and_nothing_is_computed_for_rows_that_ended(model_fold
 
 def test_no_requests_are_none(model_folder) -> None:
     assert NativeEngine(roles_of(model_folder("bloom")), 4).generate([], GREEDY) == []
-
-
-@pytest.mark.parametrize("kind", ["prompt", "ptuning"])
-def test_virtual_tokens_of_an_encoder_decoder_equal_plain_peft_token_for_token(
-    kind: str, model_folder, requests_, shake, tmp_path: Path
-) -> None:
-    folder = model_folder("t5")
-    roles = Roles(ModelConfig(path=str(folder)), KINDS[kind], torch.device("cpu"))
-    roles.add_policy()
-    shake(roles.trainable("policy").values(), 0.3)
-    save_policy(roles, tmp_path)
-    base = AutoModelForSeq2SeqLM.from_pretrained(folder, attn_implementation="eager")
-    base.generation_config.eos_token_id = None
-    plain = peft.PeftModel.from_pretrained(base, tmp_path).eval()
-    done = NativeEngine(roles, max_sequences=3).generate(requests_, GREEDY)
-    for request, got in zip(requests_, done, strict=True):
-        prompt = torch.tensor([encoder_input(request.prompt_ids, base.config)])
-        want = plain.generate(
-            input_ids=prompt,
-            attention_mask=torch.ones_like(prompt),
-            do_sample=False,
-            max_new_tokens=NEW,
-            min_new_tokens=NEW,
-        )
-        assert list(got.token_ids) == want[0, 1:].tolist()
