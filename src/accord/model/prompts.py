@@ -13,7 +13,7 @@ In both cases the first token of a sequence has the position `tokens` and not 0.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import peft
 import torch
@@ -21,14 +21,7 @@ from torch import Tensor, nn
 
 from accord.batch import TokenBatch
 from accord.model.attention import packed_arguments
-
-
-class KeyStore(Protocol):
-    """What attention layers hand their new keys and values to, such as the cache of an engine."""
-
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]: ...
-
-    def get_seq_length(self, layer_idx: int = 0) -> int: ...
+from accord.model.reading import KeyStore
 
 
 @dataclass(frozen=True)
