@@ -60,7 +60,16 @@ def sequences(kind: str) -> list[list[int]]:
         "prefix_of_another": [one + answers[0], one, one[:16], one + answers[0] + answers[2], one[:18] + answers[3]],
         "single_tokens": [one + answers[0], [one[0]], [9], one + answers[3], [9]],
         "nothing_in_common": [alone, one, two, [5]],
-        "mixed": [alone, one + answers[0], system + alone, [5], one + answers[2], system + two, alone, one + answers[0]],
+        "mixed": [
+            alone,
+            one + answers[0],
+            system + alone,
+            [5],
+            one + answers[2],
+            system + two,
+            alone,
+            one + answers[0],
+        ],
         "long_answers": [one + ids_of(70, seed=5), one + ids_of(66, seed=6), one + ids_of(3, seed=7)],
     }[kind]
 
@@ -113,7 +122,9 @@ def drawn(batch: TokenBatch) -> dict[str, Tensor]:
     return {name: torch.randn(size, generator=generator) for name, size in sizes.items()}
 
 
-def one_by_one(role: Role, roles: Roles, batch: TokenBatch, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], ...]:
+def one_by_one(
+    role: Role, roles: Roles, batch: TokenBatch, weights: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], ...]:
     """The same, each sequence by itself."""
     values: dict[str, list[Tensor]] = {}
     total: dict[str, Tensor] = {}
@@ -186,7 +197,9 @@ def test_bfloat16_is_as_close_to_float32_shared_as_separate(of: str, model_folde
 
     def error(got: dict[str, Tensor], want: dict[str, Tensor]) -> float:
         errors = [
-            float((got[name].float() - value).norm() / value.norm()) for name, value in want.items() if value.norm() > 1e-3
+            float((got[name].float() - value).norm() / value.norm())
+            for name, value in want.items()
+            if value.norm() > 1e-3
         ]
         return sum(errors) / len(errors)
 
@@ -264,9 +277,11 @@ def test_one_role_s_states_are_read_anywhere(model_folder, make_roles) -> None:
 
 @pytest.mark.parametrize("of", ["bloom", "jamba", "mamba", "t5"])
 def test_other_ways_of_reading_have_each_sequence_whole(of: str, model_folder, make_roles) -> None:
-    roles, role = policy(make_roles, model_folder(of))
+    _, role = policy(make_roles, model_folder(of))
     assert not role.shares
-    batch = TokenBatch.from_sequences(sequences("group"), [[t >= 21 for t in range(len(s))] for s in sequences("group")])
+    batch = TokenBatch.from_sequences(
+        sequences("group"), [[t >= 21 for t in range(len(s))] for s in sequences("group")]
+    )
     with torch.no_grad():
         got = forward(role, batch).logprobs_T
         alone = torch.cat([forward(role, batch.select([n])).logprobs_T for n in range(batch.sequences)])

@@ -94,7 +94,9 @@ def segment_attention(
     outputs = []
     for n, own in enumerate(queries):
         path = key_paths[n] if key_paths is not None else ()
-        outputs += _attend(own, _joined(keys, path, n), _joined(values, path, n), sliding_window, scaling, dropout, masks)
+        outputs += _attend(
+            own, _joined(keys, path, n), _joined(values, path, n), sliding_window, scaling, dropout, masks
+        )
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 

@@ -153,7 +153,9 @@ class Roles:
                 if config.k is None
                 else share_layers(self.model, config.k)
             )
-            self.roles["reference"] = self._role("reference", trunk_of(frozen), frozen.get_output_embeddings(), shared=False)
+            self.roles["reference"] = self._role(
+                "reference", trunk_of(frozen), frozen.get_output_embeddings(), shared=False
+            )
         else:
             adapter = START if self.location.adapter is not None else None
             if adapter is None and not self.adapter_config.mergeable:
@@ -210,11 +212,15 @@ class Roles:
             head = self._new_head(weight).requires_grad_(False)
             prompt = self.adapters.prompt(adapter)
             trunk = trunk_of(self.model)
-            self.roles[name] = self._role(name, trunk, adapter=adapter, score_head=head, stepwise=stepwise, prompt=prompt)
+            self.roles[name] = self._role(
+                name, trunk, adapter=adapter, score_head=head, stepwise=stepwise, prompt=prompt
+            )
             return
         model, prompt = self._own_model(path, scorer=True)
         head = self._new_head_for(model).requires_grad_(False)
-        self.roles[name] = self._role(name, trunk_of(model), score_head=head, shared=False, stepwise=stepwise, prompt=prompt)
+        self.roles[name] = self._role(
+            name, trunk_of(model), score_head=head, shared=False, stepwise=stepwise, prompt=prompt
+        )
 
     def _shares(self, location: Location) -> bool:
         """Whether an adapter can be put on the shared base: it was trained there, and no other kind of layers is in the way."""

@@ -86,7 +86,9 @@ class Learner:
             if self.ptx is not None and update.role == self.ptx.role and not update.heads_only:
                 text = self.ptx.batch(self.steps)
                 counts = Denominators.of(text, self.ranks.sum).to(self.roles.device)
-                more, beside = self._backward(RoleUpdate(update.role), text, counts, self.ptx.loss, self.ptx.temperature)
+                more, beside = self._backward(
+                    RoleUpdate(update.role), text, counts, self.ptx.loss, self.ptx.temperature
+                )
                 sums, through = sums | more, through + beside
                 tokens += text.tokens
             computed = computed or through  # of the first role, as `tokens` counts each once for all roles
