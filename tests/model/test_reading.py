@@ -15,9 +15,9 @@ from accord import packing
 from accord.batch import TokenBatch
 from accord.config import CriticConfig, LoraConfig, ModelConfig, ReferenceConfig
 from accord.model import attention
-from accord.model.forward import Role, forward, trunk_states
-from accord.model.heads import ScalarHead
-from accord.model.loading import head_size
+from accord.model.forward import Role, forward, teach, trunk_states
+from accord.model.heads import ClassHead, ScalarHead
+from accord.model.loading import head_size, trunk_of
 from accord.model.reading import read
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
@@ -226,6 +226,27 @@ def test_a_shared_token_s_gradient_is_the_sum_over_its_sequences(model_folder, m
     first, second = gradient((0,)), gradient((1,))
     assert (first - second).abs().max() > 1e-2
     torch.testing.assert_close(gradient((0, 1)), first + second, atol=1e-4, rtol=1e-5)
+
+
+def test_a_teacher_s_and_a_classifier_s_states_are_read_at_their_places(model_folder, make_roles, shake) -> None:
+    """Whatever is read elsewhere than before the targets, and heads without the trunk."""
+    _, role = policy(make_roles, model_folder("mistral"))
+    batch = batch_of(sequences("tree"))
+    other = policy(make_roles, model_folder("mistral"))[0]
+    shake(other.model.parameters(), 0.02)
+    teacher = replace(role, trunk=trunk_of(other.model))
+    found = []
+    for shares in (True, False):
+        seen = replace(role, shares=shares, stepwise=True, class_head=ClassHead(32, 3, 0.02, False))
+        torch.nn.init.constant_(seen.class_head.weight, 0.1)
+        with torch.no_grad():
+            outputs = forward(
+                seen, batch, teacher=teach(replace(teacher, shares=shares), batch, 0.5), detach_trunk=True
+            )
+        found.append(outputs)
+    assert found[0].divergences_T.abs().max() > 0.1
+    for name in ("divergences_T", "scores_T", "class_logits_KC", "values_T"):
+        torch.testing.assert_close(getattr(found[0], name), getattr(found[1], name), atol=5e-5, rtol=1e-4)
 
 
 def test_fewer_tokens_go_through_the_model(model_folder, make_roles) -> None:

@@ -12,7 +12,7 @@ from accord.recipes import BUILDERS
 from recipes.tiny_runs import ROWS, recipe, run, timeless, write_rows
 
 LONG = "a slow film with a fine cast and the end was odd and the film was good and "
-GROUPS = ("rloo", "grpo", "online_dpo", "distill")
+GROUPS = ("rloo", "grpo", "online_dpo")
 PAIRS = ("dpo", "reward", "orpo")
 
 
@@ -36,8 +36,6 @@ def test_a_run_is_the_same_with_and_without(
         if kind in GROUPS:
             over |= {"rollout": {"samples": 4}, "train": {"batch_size": 8}}
         rows[on] = timeless(run(kind, model_folder(of), tmp_path / str(on), over).metrics)
-        if kind == "distill":  # student and teacher begin equal: the first step follows rounding alone
-            rows[on] = rows[on][:1]
     for shared, whole in zip(rows[True], rows[False], strict=True):
         assert whole["tokens/computed"] == whole["tokens/total"] == shared["tokens/total"]
         assert shared["tokens/computed"] < 0.8 * whole["tokens/computed"]
