@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
+import numpy
 import torch
 from torch import Tensor
 
-from accord.packing import best_fit_decreasing
+from accord.layout import Layout
+from accord.packing import micro_batches
 
 TOKEN_STREAMS = (
     "sampler_logprobs_T",
@@ -161,6 +164,19 @@ class TokenBatch:
         """For each token, the index of its sequence: int64 [T]."""
         return torch.repeat_interleave(torch.arange(self.sequences, device=self.cu_seqlens.device), self.lengths_N)
 
+    # --- what sequences have in common --------------------------------------------------------------------------------
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Which tokens are computed where those that sequences begin with alike are computed once. Found at the first call, and
+        the same for every model that reads the batch."""
+        return Layout.of(self._codes()).to(self.cu_seqlens.device)
+
+    def _codes(self) -> list[numpy.ndarray]:
+        """Id and position of each token in one number: alike are tokens that agree in both."""
+        codes_T = (self.position_ids_T << 32) + self.input_ids_T
+        return numpy.split(codes_T.cpu().numpy(), self.cu_seqlens[1:-1].cpu().numpy())
+
     # --- making ------------------------------------------------------------------------------------------------------
 
     @classmethod
@@ -194,7 +210,10 @@ class TokenBatch:
 
     def to(self, device: torch.device | str) -> Self:
         """A copy with all tensors on a device."""
-        return self._made({name: t if t is None else t.to(device) for name, t in self._fields()})
+        made = self._made({name: t if t is None else t.to(device) for name, t in self._fields()})
+        if "layout" in self.__dict__:
+            made.__dict__["layout"] = self.layout.to(device)
+        return made
 
     def _made(self, parts: dict[str, Any]) -> Self:
         return type(self)(**parts)
@@ -225,20 +244,26 @@ class TokenBatch:
         within = torch.arange(int(lengths.sum())) - torch.repeat_interleave(ends - lengths, lengths)
         return torch.repeat_interleave(starts, lengths) + within
 
-    def bins(self, max_tokens: int) -> list[list[int]]:
-        """Indices of the sequences of each micro-batch of at most `max_tokens` tokens.
+    def computed(self, shares: bool) -> int:
+        """Tokens that a model computes: T, or fewer if it computes prefixes in common once."""
+        return self.layout.tokens if shares else self.tokens
 
-        Pairs stay together; a sequence or pair that is longer stands alone.
+    def bins(self, max_tokens: int, shares: bool = False) -> list[list[int]]:
+        """Indices of the sequences of each micro-batch of at most `max_tokens` computed tokens, the micro-batches about equally
+        costly.
+
+        Pairs stay together; a sequence or pair that is longer stands alone. With `shares`, prefixes in common count once, and
+        sequences that begin alike go together (see `packing.micro_batches`).
         """
         unit = 2 if self.pair_N is not None else 1
-        lengths = self.lengths_N.view(-1, unit).sum(1).tolist()
-        return [
-            [unit * i + j for i in members for j in range(unit)] for members in best_fit_decreasing(lengths, max_tokens)
-        ]
+        return micro_batches(self._codes(), max_tokens, unit=unit, shares=shares)
 
-    def split(self, max_tokens: int) -> list[Self]:
+    def split(self, max_tokens: int, shares: bool = False) -> list[Self]:
         """Cut into micro-batches, see `bins`."""
-        return [self] if self.tokens <= max_tokens else [self.select(members) for members in self.bins(max_tokens)]
+        if self.tokens <= max_tokens:
+            return [self]
+        bins = self.bins(max_tokens, shares)
+        return [self] if len(bins) == 1 else [self.select(members) for members in bins]
 
     @classmethod
     def concat(cls, batches: Sequence[Self]) -> Self:

@@ -13,6 +13,7 @@ ORDER = (
     "types",
     "config",
     "packing",
+    "layout",
     "batch",
     "ops",
     "losses",

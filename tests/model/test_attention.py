@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
 
+from accord.batch import TokenBatch
 from accord.errors import ModelError
 from accord.model import attention
 from accord.model.attention import (
@@ -56,6 +59,60 @@ def test_decoding_sees_the_filled_columns_of_its_row_within_the_window(window: i
     got, _ = segment_attention(LAYER, query, key, value, mask, sliding_window=window)
     allowed = mask & (columns >= lengths[:, None, None, None] - (window or 99))
     torch.testing.assert_close(got, by_hand(query, key, value, allowed), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("block", [1, 3, 256])
+@pytest.mark.parametrize("window", [None, 1, 3, 5, 50])
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_segments_attend_to_what_precedes_them_on_their_paths(
+    window: int | None, key_heads: int, block: int, monkeypatch
+) -> None:
+    """A prompt of 4 with an answer, two more answers to it, and one that goes on from part of the second of them."""
+    monkeypatch.setattr(attention, "BLOCK", block)
+    query, key, value = qkv(16, key_heads=key_heads)
+    paths = [(), [(0, 4)], [(0, 4)], [(0, 4), (1, 3)]]
+    masks: attention.Masks = {}
+    got, _ = segment_attention(
+        LAYER,
+        query,
+        key,
+        value,
+        None,
+        segment_bounds=[0, 6, 10, 11, 16],
+        key_paths=paths,
+        masks=masks,
+        sliding_window=window,
+    )
+    own = [list(range(6)), [*range(4), 6, 7, 8, 9], [*range(4), 10], [*range(4), 6, 7, 8, 11, 12, 13, 14, 15]]
+    allowed = torch.zeros(16, 16, dtype=torch.bool)
+    for sequence in own:
+        for t, token in enumerate(sequence):
+            allowed[token, sequence[max(0, t + 1 - (window or 99)) : t + 1]] = True
+    torch.testing.assert_close(got, by_hand(query, key, value, allowed), atol=1e-6, rtol=1e-5)
+    made = dict(masks)
+    again, _ = segment_attention(
+        LAYER,
+        query,
+        key,
+        value,
+        None,
+        segment_bounds=[0, 6, 10, 11, 16],
+        key_paths=paths,
+        masks=masks,
+        sliding_window=window,
+    )
+    assert torch.equal(again, got) and masks.keys() == made.keys()
+    assert all(masks[kind] is mask for kind, mask in made.items()), "the next layer takes the same masks"
+
+
+def test_layers_with_and_without_a_window_share_no_mask() -> None:
+    query, key, value = qkv(9)
+    masks: attention.Masks = {}
+    arguments = {"segment_bounds": [0, 5, 9], "key_paths": [(), [(0, 4)]], "masks": masks}
+    for window in (None, 2, None, 2):
+        got, _ = segment_attention(LAYER, query, key, value, None, sliding_window=window, **arguments)
+        alone, _ = segment_attention(LAYER, query, key, value, None, sliding_window=window, **arguments | {"masks": {}})
+        assert torch.equal(got, alone)
 
 
 def test_scaling_is_used() -> None:
@@ -133,3 +190,46 @@ def test_flash_takes_packed_sequences_and_leaves_decoding_to_segments(monkeypatc
     out, _ = flash_attention(LAYER, query, key, value, mask)
     assert len(calls) == 1
     assert torch.equal(out, segment_attention(LAYER, query, key, value, mask)[0])
+
+
+def test_packed_arguments_of_shared_prefixes_by_hand() -> None:
+    prompt = list(range(20, 40))
+    batch = TokenBatch.from_sequences([[*prompt, 5, 6], [9], [*prompt, 7]], [[False] * 22, [False], [False] * 21])
+    assert packed_arguments(batch)["segment_bounds"] == [0, 22, 23, 44]
+    arguments = packed_arguments(batch, shares=True)
+    assert arguments["input_ids"].tolist() == [[*prompt, 5, 6, 9, 7]]
+    assert arguments["position_ids"].tolist() == [[*range(22), 0, 20]]
+    assert arguments["segment_bounds"] == [0, 22, 23, 24] == arguments["cu_seq_lens_q"].tolist()
+    assert arguments["cu_seq_lens_k"].tolist() == [0, 22, 23, 44] and arguments["cu_seq_lens_k"].dtype == torch.int32
+    assert arguments["key_places"].tolist() == [*range(22), 22, *range(20), 23]
+    assert (arguments["max_length_q"], arguments["max_length_k"]) == (22, 22)
+    assert arguments["use_cache"] is False and "attention_mask" not in arguments
+    other = batch.select([0, 1])
+    assert packed_arguments(other, shares=True)["segment_bounds"] == [0, 22, 23], "nothing in common: as it is"
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_flash_gets_the_keys_of_each_segment_end_to_end(monkeypatch, window: int | None) -> None:
+    """The kernels need a GPU; what they are given is computed here by their definition: segments of queries and of keys, causal
+    from the last query and the last key back, so many keys to the left."""
+
+    def kernels(module, query, key, value, attention_mask, **arguments):
+        assert not set(arguments) & {"segment_bounds", "key_bounds", "key_paths", "key_places", "masks"}
+        bounds_q, bounds_k = arguments["cu_seq_lens_q"].tolist(), arguments["cu_seq_lens_k"].tolist()
+        assert arguments["max_length_k"] == max(b - a for a, b in pairwise(bounds_k))
+        allowed = torch.zeros(query.shape[2], key.shape[2], dtype=torch.bool)
+        for n, end in enumerate(bounds_k[1:]):
+            for t in range(bounds_q[n], bounds_q[n + 1]):
+                last = end - (bounds_q[n + 1] - t)
+                allowed[t, max(bounds_k[n], last + 1 - (window or 99)) : last + 1] = True
+        return by_hand(query, key, value, allowed), None
+
+    monkeypatch.setitem(attention.ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", kernels)
+    prompt = list(range(20, 40))
+    ids = [[*prompt, 5, 6], [9], [*prompt, 7, 8, 9], [*prompt, 7, 8, 9, 3]]
+    arguments = packed_arguments(TokenBatch.from_sequences(ids, [[False] * len(s) for s in ids]), shares=True)
+    arguments = {k: v for k, v in arguments.items() if k not in ("input_ids", "position_ids", "use_cache")}
+    query, key, value = qkv(arguments["segment_bounds"][-1])
+    got, _ = flash_attention(LAYER, query, key, value, None, sliding_window=window, **arguments)
+    want, _ = segment_attention(LAYER, query, key, value, None, sliding_window=window, **arguments)
+    torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,26 @@ def test_loss_and_gradients_are_those_of_transformers_over_the_whole_step(
         torch.testing.assert_close(got[key] / scale, gradient / scale, atol=2e-4, rtol=1e-3, msg=name)
         routers += "gate.weight" in name or "router" in name
     assert routers >= 1
+
+
+@pytest.mark.parametrize("micro", [4096, 40, 1])
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_a_shared_prompt_counts_with_each_of_its_answers(family: str, micro: int, model_folder) -> None:
+    """Computed once, it is as many tokens for the balance as it has answers; the loss would be another number otherwise."""
+    found = []
+    for shares, tokens in ((False, 4096), (True, micro)):
+        learner, _ = learner_of(model_folder(family), 0.7, tokens)
+        policy = learner.roles.roles["policy"]
+        learner.roles.roles["policy"] = replace(policy, shares=shares)
+        prompt = tuple(range(30, 54))
+        behind = [TokenSequence(prompt + e.input_ids, (False,) * 24 + (True,) * len(e)) for e in examples()]
+        found.append(gradients(learner, SFT().prepare(behind, Scorer(learner.roles, 4096))[0]))
+    (whole, metrics), (shared, shared_metrics) = found
+    assert shared_metrics.pop("tokens/computed") <= metrics.pop("tokens/computed")
+    assert shared_metrics == pytest.approx(metrics, rel=1e-5, abs=1e-6)
+    for name, gradient in whole.items():
+        scale = float(gradient.abs().max()) + 1e-3
+        torch.testing.assert_close(shared[name] / scale, gradient / scale, atol=2e-4, rtol=1e-3, msg=name)
 
 
 def test_a_micro_batch_s_own_balance_would_be_another_number(model_folder) -> None:

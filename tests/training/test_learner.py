@@ -7,9 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from accord.algorithms import PPO, SFT, RewardModelling
+from accord.algorithms import GRPO, PPO, SFT, RewardModelling
 from accord.batch import TokenBatch
-from accord.config import CriticConfig, LoraConfig, ModelConfig, PPOConfig, ReferenceConfig, RewardConfig, TrainConfig
+from accord.config import (
+    CriticConfig,
+    GRPOConfig,
+    LoraConfig,
+    ModelConfig,
+    PPOConfig,
+    ReferenceConfig,
+    RewardConfig,
+    TrainConfig,
+)
 from accord.data import EncodedPair, TokenSequence
 from accord.errors import TrainingError
 from accord.model.roles import Roles
@@ -128,6 +137,66 @@ def test_any_split_gives_the_same_gradients_and_metrics(kind, base):
         for name, gradient in whole.items():
             assert torch.allclose(parts[name], gradient, rtol=1e-4, atol=1e-6), name
         assert split_metrics == pytest.approx(metrics, rel=1e-5, abs=1e-6)
+
+
+PROMPTS = [tuple(range(20 + n, 44 + n)) for n in (0, 50)]
+"""Long enough to be shared."""
+
+
+def grpo(base: Path, config: TrainConfig = TRAIN, shares: bool = True) -> tuple[Learner, TokenBatch]:
+    """Two prompts, three answers each, in turns."""
+    torch.manual_seed(0)
+    roles = Roles(ModelConfig(path=str(base), share_prefixes=shares), LORA, CPU)
+    roles.add_policy()
+    roles.add_reference(ReferenceConfig())
+    _move(roles)
+    algorithm = GRPO(GRPOConfig(kl={"coef": 0.1}), longest=12)
+    made = [
+        Rollout(PROMPTS[n % 2], e.input_ids, (-1.0,) * len(e), "stop", "p", "r", score=0.3 * n - 0.5, group=n % 2)
+        for n, e in enumerate(examples())
+    ]
+    return Learner(roles, algorithm, config, 10), algorithm.prepare(made, Scorer(roles, 4096))[0]
+
+
+def pairs(base: Path, config: TrainConfig = TRAIN, shares: bool = True) -> tuple[Learner, TokenBatch]:
+    """Three pairs, two of which have one prompt."""
+    torch.manual_seed(0)
+    roles = Roles(ModelConfig(path=str(base), share_prefixes=shares), LORA, CPU)
+    roles.add_scorer()
+    _move(roles)
+    behind = [
+        TokenSequence(PROMPTS[n // 4] + e.input_ids, (False,) * len(PROMPTS[0]) + (True,) * len(e))
+        for n, e in enumerate(examples())
+    ]
+    items = [EncodedPair(a, b, 0.1) for a, b in zip(behind[::2], behind[1::2], strict=True)]
+    algorithm = RewardModelling(RewardConfig())
+    return Learner(roles, algorithm, config, 10), algorithm.prepare(items, Scorer(roles, 4096))[0]
+
+
+@pytest.mark.parametrize("of", ["llama", "mistral"])
+@pytest.mark.parametrize("make", [grpo, pairs])
+def test_shared_prefixes_give_the_same_gradients_in_any_split(make, of, model_folder):
+    """Against separate sequences: the prompt before each answer."""
+    folder = model_folder(of)
+    learner, batch = make(folder, shares=False)
+    whole, metrics = gradients(learner, batch)
+    assert metrics["tokens/computed"] == batch.tokens and all(float(g.abs().max()) > 0 for g in whole.values())
+    computed = []
+    for tokens in (4096, 80, 50, 1):
+        learner, batch = make(folder, TRAIN.model_copy(update={"micro_batch_tokens": tokens}))
+        got, shared_metrics = gradients(learner, batch)
+        assert got.keys() == whole.keys()
+        for name, gradient in whole.items():
+            scale = float(gradient.abs().max())
+            torch.testing.assert_close(got[name] / scale, gradient / scale, rtol=0, atol=1e-4, msg=name)
+        computed.append(shared_metrics.pop("tokens/computed"))
+        assert shared_metrics == pytest.approx(
+            {k: v for k, v in metrics.items() if k != "tokens/computed"}, rel=1e-4, abs=1e-6
+        )
+    if make is grpo:
+        assert computed == [41 + 2 * 24, 41 + 2 * 24, 41 + 3 * 24, 41 + 6 * 24], "each prompt once a micro-batch"
+    else:
+        assert computed == [41 + 2 * 24, 41 + 2 * 24, 41 + 3 * 24, 41 + 3 * 24], "a pair stays together"
 
 
 def test_the_step_is_that_of_the_naive_loss(base):

@@ -41,6 +41,7 @@ def test_the_gradient_is_the_sum_of_both(critic, base: Path):
     assert both_metrics["ptx/loss"] == pytest.approx(text_metrics["sft/loss"], rel=1e-5)
     assert both_metrics["ppo/loss/total"] == pytest.approx(metrics["ppo/loss/total"])
     assert both_metrics["tokens/seen"] == 2 * metrics["tokens/seen"]
+    assert both_metrics["tokens/computed"] == 2 * metrics["tokens/computed"] == both_metrics["tokens/seen"]
 
 
 @pytest.mark.parametrize("limit", [1, 14])
@@ -98,7 +99,7 @@ def test_without_weight_a_run_is_the_plain_one(base: Path, tmp_path: Path):
     over = section(tmp_path)
     over["ptx"]["coef"] = 0.0
     weightless = run("ppo", base, tmp_path / "ptx", over)
-    own = {"ptx/loss", "tokens/total"}
+    own = {"ptx/loss", "tokens/total", "tokens/computed"}
     rows = [{name: value for name, value in row.items() if name not in own} for row in timeless(weightless.metrics)]
     assert rows == [{name: value for name, value in row.items() if name not in own} for row in timeless(plain.metrics)]
     assert all("ptx/loss" in row for row in weightless.metrics)

@@ -28,6 +28,10 @@ class ModelConfig(Section):
     """Weight of the load-balancing loss of a mixture-of-experts policy (Switch Transformers, arXiv:2101.03961, equation 4).
     `null`: the checkpoint's own `router_aux_loss_coef`. 0: off."""
 
+    share_prefixes: bool = True
+    """Compute what sequences of a micro-batch begin with alike (the prompt of several answers) once for all of them, where the
+    model can. Changes memory and speed, and the result by rounding alone; `false` is for finding out."""
+
     @property
     def source(self) -> str:
         """Where the base is: `path`, or the GGUF file in it."""

@@ -2,11 +2,13 @@
 
 Registered with transformers as `accord_segments`. A model that is called with `segment_bounds` (see `packed_arguments`) runs
 one scaled-dot-product attention per sequence, which costs sum(L^2) and not (sum L)^2, and cannot leak from one sequence to the
-next. A model that is called with a cache passes its own 4-d mask. Any other call would attend across padding, so it fails.
+next. Where sequences share a prefix, a segment is what a sequence has of its own, and its `key_paths` say whose tokens precede
+it. A model that is called with a cache passes its own 4-d mask. Any other call would attend across padding, so it fails.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -22,6 +24,10 @@ from accord.errors import ModelError
 
 SEGMENTS = "accord_segments"
 FLASH = "accord_flash"
+BLOCK = 256
+"""Queries of one call where a mask is needed: each block computes the keys up to its own end only."""
+Masks = dict[tuple[Any, ...], Tensor]
+"""Additive masks by what they depend on, made once for all layers of a forward pass."""
 
 
 def segment_attention(
@@ -34,6 +40,8 @@ def segment_attention(
     dropout: float = 0.0,
     segment_bounds: list[int] | None = None,
     key_bounds: list[int] | None = None,
+    key_paths: Sequence[Sequence[tuple[int, int]]] | None = None,
+    masks: Masks | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
@@ -49,6 +57,8 @@ def segment_attention(
         dropout: on the attention weights.
         segment_bounds: [0, end of sequence 1, ..., T] for packed sequences.
         key_bounds: the same of the keys, where a prefix comes before those of each sequence; every token sees it.
+        key_paths: for each segment whose keys precede its own (see `Layout.paths`), where prefixes are shared.
+        masks: takes the masks that are made, for the layers that follow.
         sliding_window: a token sees this many last tokens, itself included.
         softcap, s_aux: soft-capped scores and attention sinks, which this attention does not compute.
 
@@ -76,24 +86,59 @@ def segment_attention(
         if query.shape[0] > 1:
             raise ValueError(f"{SEGMENTS} attention does not see padding; call the model with segment_bounds instead")
         segment_bounds = [0, query.shape[2]]
+    lengths = _lengths(segment_bounds)
+    queries = query.split(lengths, 2)  # one split and not a slice a segment, whose backward would fill zeros each time
+    keys = key.split(_lengths(key_bounds or segment_bounds), 2)
+    values = value.split(_lengths(key_bounds or segment_bounds), 2)
+    masks = {} if masks is None else masks
     outputs = []
-    for (start, end), (first, last) in zip(
-        pairwise(segment_bounds), pairwise(key_bounds or segment_bounds), strict=True
-    ):
-        mask = _causal_mask(end - start, last - first, sliding_window, query.device)
+    for n, own in enumerate(queries):
+        path = key_paths[n] if key_paths is not None else ()
+        outputs += _attend(
+            own, _joined(keys, path, n), _joined(values, path, n), sliding_window, scaling, dropout, masks
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _lengths(bounds: Sequence[int]) -> list[int]:
+    return [end - start for start, end in pairwise(bounds)]
+
+
+def _joined(segments: Sequence[Tensor], path: Sequence[tuple[int, int]], own: int) -> Tensor:
+    """Keys or values of a segment behind those on its path: [1, heads, K, D]."""
+    if not path:
+        return segments[own]
+    return torch.cat([*(segments[n][:, :, :count] for n, count in path), segments[own]], 2)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, window: int | None, scaling: float | None, dropout: float, masks: Masks
+) -> list[Tensor]:
+    """Causal attention of the last Q of K tokens, each [1, heads, Q or K, D]; the output in blocks along Q."""
+    queries, keys = query.shape[2], key.shape[2]
+    grouped = query.shape[1] != key.shape[1]
+    if queries == keys and (window is None or keys <= window):
+        return [
+            functional.scaled_dot_product_attention(
+                query, key, value, None, dropout, True, scale=scaling, enable_gqa=grouped
+            )
+        ]
+    outputs, end = [], keys - queries
+    for block in query.split(BLOCK, 2):
+        end += block.shape[2]
+        start = 0 if window is None else max(0, end - block.shape[2] - window + 1)
         outputs.append(
             functional.scaled_dot_product_attention(
-                query[:, :, start:end],
-                key[:, :, first:last],
-                value[:, :, first:last],
-                mask,
+                block,
+                key[:, :, start:end],
+                value[:, :, start:end],
+                _causal_mask(block, end - start, window, masks),
                 dropout,
-                mask is None,
                 scale=scaling,
                 enable_gqa=grouped,
             )
         )
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+    return outputs
 
 
 def flash_attention(
@@ -105,38 +150,67 @@ def flash_attention(
     """
     if attention_mask is not None or arguments.get("segment_bounds") is None:
         return segment_attention(module, query, key, value, attention_mask, **arguments)
-    for ours in ("segment_bounds", "key_bounds"):
+    for ours in ("segment_bounds", "key_bounds", "key_paths", "masks"):
         arguments.pop(ours, None)
+    places = arguments.pop("key_places", None)
+    if places is not None:
+        key, value = key.index_select(2, places), value.index_select(2, places)
     packed: Any = ALL_ATTENTION_FUNCTIONS["flash_attention_2"]
     output, _ = packed(module, query, key, value, None, **arguments)
     return output, None
 
 
-def _causal_mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Causal mask of the last `queries` of `keys` tokens within a sliding window, bool [queries, keys]; `None` where plain
-    causal attention is the same."""
-    if queries == keys and (window is None or keys <= window):
-        return None
-    distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)[None, :]
-    mask = distance >= 0
-    return mask if window is None else mask & (distance < window)
+def _causal_mask(query: Tensor, keys: int, window: int | None, masks: Masks) -> Tensor:
+    """Causal mask of the last Q of `keys` tokens within a sliding window, [Q, keys] to be added to the scores. It is of the
+    queries' own type: attention would turn true and false into that in each layer anew, and keep it for the backward pass."""
+    queries, device = query.shape[2], query.device
+    kind = (queries, keys, window, query.dtype, device)
+    if kind not in masks:
+        distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
+        allowed = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+        masks[kind] = query.new_zeros(queries, keys).masked_fill(~allowed, -torch.inf)
+    return masks[kind]
 
 
-def packed_arguments(batch: TokenBatch) -> dict[str, Any]:
+def packed_arguments(batch: TokenBatch, shares: bool = False) -> dict[str, Any]:
     """Keyword arguments with which a transformers model reads a packed batch, for both attention implementations.
 
-    No `attention_mask` and no cache: with either, transformers' own implementations let sequences see each other.
+    No `attention_mask` and no cache: with either, transformers' own implementations let sequences see each other. With
+    `shares` the model computes the tokens of `batch.layout`, not those of the batch.
     """
+    if shares and batch.layout.shares:
+        return _shared_arguments(batch)
     longest = int(batch.lengths_N.max())
     return {
         "input_ids": batch.input_ids_T[None],
         "position_ids": batch.position_ids_T[None],
         "use_cache": False,
         "segment_bounds": batch.cu_seqlens.tolist(),
+        "masks": {},
         "cu_seq_lens_q": batch.cu_seqlens,
         "cu_seq_lens_k": batch.cu_seqlens,
         "max_length_q": longest,
         "max_length_k": longest,
+    }
+
+
+def _shared_arguments(batch: TokenBatch) -> dict[str, Any]:
+    """The same with prefixes in common computed once. Flash attention gets each segment's keys gathered, and aligns the last
+    query with the last key."""
+    layout, like = batch.layout, batch.cu_seqlens
+    key_bounds, key_places = layout.keys()
+    return {
+        "input_ids": batch.input_ids_T[layout.source_U][None],
+        "position_ids": batch.position_ids_T[layout.source_U][None],
+        "use_cache": False,
+        "segment_bounds": list(layout.bounds),
+        "key_paths": layout.paths,
+        "key_places": torch.tensor(key_places, device=like.device),
+        "masks": {},
+        "cu_seq_lens_q": like.new_tensor(layout.bounds),
+        "cu_seq_lens_k": like.new_tensor(key_bounds),
+        "max_length_q": max(_lengths(layout.bounds)),
+        "max_length_k": max(_lengths(key_bounds)),
     }
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from accord.batch import TokenBatch
 from accord.model.heads import ClassHead, ScalarHead
-from accord.model.prompts import KeyStore, VirtualTokens
-from accord.model.reading import output_scale, read, read_pairs, way_of
+from accord.model.prompts import VirtualTokens
+from accord.model.reading import KeyStore, States, output_scale, read, read_pairs, way_of
 from accord.ops.divergence import generalised_jsd
 from accord.ops.logprobs import token_logprobs
 
@@ -40,6 +40,17 @@ class Role:
     """Whether scores are read at the targets, which are the ends of steps, and not at the end of each sequence."""
     trains: bool = False
     """Whether weights of this role are learnt."""
+    shares: bool = False
+    """Whether what sequences of a batch begin with alike is computed once."""
+
+
+def why_whole(trunk: nn.Module, prompt: VirtualTokens | None) -> str | None:
+    """Why a role has to compute each sequence whole, or `None` where prefixes in common can be computed once."""
+    if way_of(trunk) != "packed":
+        return "only a packed model can attend to a prefix that it computed for another sequence"
+    if prompt is not None:
+        return "virtual tokens of the adapter come before each sequence"
+    return None
 
 
 @dataclass(frozen=True)
@@ -92,13 +103,13 @@ def forward(
         detach_trunk: gradients stop at the hidden states, so that only heads learn.
         teacher: give the divergence from it instead of log-probabilities and entropies.
     """
-    hidden_TH = hidden_states(role, batch)
+    states = states_of(role, batch)
     if detach_trunk:
-        hidden_TH = hidden_TH.detach()
+        states = replace(states, computed_UH=states.computed_UH.detach())
     targets_K = batch.target_mask_T.nonzero().flatten()
     logprobs_T = entropies_T = values_T = scores_N = scores_T = divergences_T = None
     if role.output is not None or role.value_head is not None:
-        hidden_KH = hidden_TH[targets_K - 1]  # the state in which a token is chosen lies one token earlier
+        hidden_KH = states.at(targets_K - 1)  # the state in which a token is chosen lies one token earlier
         if role.output is not None and teacher is not None:
             divergences_K = generalised_jsd(
                 hidden_KH,
@@ -124,10 +135,10 @@ def forward(
         if role.value_head is not None:
             values_T = _spread(role.value_head(hidden_KH), targets_K, batch)
     if role.score_head is not None and role.stepwise:
-        scores_T = _spread(role.score_head(hidden_TH[targets_K]), targets_K, batch)
+        scores_T = _spread(role.score_head(states.at(targets_K)), targets_K, batch)
     elif role.score_head is not None:
-        scores_N = role.score_head(hidden_TH[batch.cu_seqlens[1:].long() - 1])
-    class_logits_KC = None if role.class_head is None else role.class_head(hidden_TH[targets_K])
+        scores_N = role.score_head(states.at(batch.cu_seqlens[1:].long() - 1))
+    class_logits_KC = None if role.class_head is None else role.class_head(states.at(targets_K))
     return Outputs(logprobs_T, entropies_T, values_T, scores_N, scores_T, divergences_T, class_logits_KC)
 
 
@@ -136,13 +147,18 @@ def teach(role: Role, batch: TokenBatch, beta: float) -> Teacher:
     active (`Roles.use`)."""
     assert role.output is not None
     with torch.no_grad():
-        return Teacher(hidden_states(role, batch)[batch.target_mask_T.nonzero().flatten() - 1], role.output, beta)
+        return Teacher(states_of(role, batch).at(batch.target_mask_T.nonzero().flatten() - 1), role.output, beta)
 
 
 def hidden_states(role: Role, batch: TokenBatch) -> Tensor:
-    """Last hidden states [T, H] of a batch, in the trunk's type, as the role's output layer reads them; its adapter must be
-    active."""
-    return for_output(role, trunk_states(role, batch))
+    """Last hidden states [T, H] of a batch, see `states_of`."""
+    return states_of(role, batch).all()
+
+
+def states_of(role: Role, batch: TokenBatch) -> States:
+    """Last hidden states of a batch, in the trunk's type, as the role's output layer reads them; its adapter must be active."""
+    states = _read(role, batch)
+    return replace(states, computed_UH=for_output(role, states.computed_UH))
 
 
 def trunk_states(role: Role, batch: TokenBatch, store: KeyStore | None = None) -> Tensor:
@@ -153,12 +169,16 @@ def trunk_states(role: Role, batch: TokenBatch, store: KeyStore | None = None) -
         batch: packed sequences.
         store: takes the keys and values, those of virtual tokens included; only for trunks that read packed batches.
     """
+    return _read(role, batch, store).all()
+
+
+def _read(role: Role, batch: TokenBatch, store: KeyStore | None = None) -> States:
     if role.prompt is None:
-        return read(role.trunk, batch, store)
+        return read(role.trunk, batch, store, role.shares)
     if way_of(role.trunk) == "encoder-decoder":
-        return read_pairs(role.trunk, batch, role.prompt.embeddings())
+        return States(read_pairs(role.trunk, batch, role.prompt.embeddings()))
     states: Tensor = role.trunk(**role.prompt.arguments(role.trunk, batch, store)).last_hidden_state[0]
-    return states[role.prompt.places(batch).own_T]
+    return States(states, role.prompt.places(batch).own_T)
 
 
 def for_output(role: Role, hidden: Tensor) -> Tensor:

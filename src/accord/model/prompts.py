@@ -14,7 +14,7 @@ alone, and its encoder reads them before the prompt, as in peft.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import peft
 import torch
@@ -23,15 +23,7 @@ from torch import Tensor, nn
 from accord.batch import TokenBatch
 from accord.errors import ConfigError
 from accord.model.attention import packed_arguments
-from accord.model.reading import Reading
-
-
-class KeyStore(Protocol):
-    """What attention layers hand their new keys and values to, such as the cache of an engine."""
-
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]: ...
-
-    def get_seq_length(self, layer_idx: int = 0) -> int: ...
+from accord.model.reading import KeyStore, Reading
 
 
 @dataclass(frozen=True)

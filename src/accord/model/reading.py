@@ -3,6 +3,10 @@
 Packed is fastest, and needs layers that are transformers' replaceable attention. Every other model reads rows: the sequences
 of a batch that have one length go through it together, as [B, L] without padding, so there is no mask that could be wrong.
 Both give each sequence what it would get alone. The way is chosen once, from the model's class, before its weights are read.
+
+A packed model may compute what sequences begin with alike once (`TokenBatch.layout`): its state behind a prefix is then the keys
+and values of the prefix, which any number of sequences can attend to. The states of other models, such as recurrent ones, are
+not of that kind, and rows and encoders have each sequence whole.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -71,17 +75,71 @@ def way_of(trunk: nn.Module) -> Way:
     return "encoder-decoder" if config.is_encoder_decoder else "rows"
 
 
-def read(trunk: nn.Module, batch: TokenBatch, store: object | None = None) -> Tensor:
-    """Last hidden states [T, H] of a batch, in the trunk's type, the way the trunk reads.
+@dataclass(frozen=True)
+class States:
+    """Hidden states of a batch, those of shared tokens once."""
 
-    If it reads packed batches, `store` takes their keys and values.
+    computed_UH: Tensor
+    """In the trunk's type."""
+    place_T: Tensor | None = None
+    """Where the state of each token of the batch lies, int64 [T]; `None`: where the token does."""
+
+    def at(self, tokens: Tensor) -> Tensor:
+        """States of some tokens of the batch, [..., H]; the gradient of a shared one is the sum over the sequences it is in."""
+        return self.computed_UH[tokens if self.place_T is None else self.place_T[tokens]]
+
+    def all(self) -> Tensor:
+        """States of all tokens of the batch, [T, H]."""
+        return self.computed_UH if self.place_T is None else self.computed_UH[self.place_T]
+
+
+class KeyStore(Protocol):
+    """What attention layers hand their new keys and values to, such as the cache of an engine."""
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]: ...
+
+    def get_seq_length(self, layer_idx: int = 0) -> int: ...
+
+
+class SharedKeys:
+    """Stands where transformers expects a cache: gives a store the keys and values of each token of a batch, where some of them
+    were computed once for several sequences.
+
+    Args:
+        store: gets them.
+        place_T: see `States`.
+    """
+
+    def __init__(self, store: KeyStore, place_T: Tensor) -> None:
+        self.store, self.place_T = store, place_T
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        """Computed keys and values [1, heads, U, D] of a layer, as they came; the store gets [1, heads, T, D]."""
+        self.store.update(keys.index_select(2, self.place_T), values.index_select(2, self.place_T), layer)
+        return keys, values
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens in the store."""
+        return self.store.get_seq_length(layer_idx)
+
+
+def read(trunk: nn.Module, batch: TokenBatch, store: KeyStore | None = None, shares: bool = False) -> States:
+    """Last hidden states of a batch, the way the trunk reads.
+
+    Args:
+        trunk: turns token ids into hidden states.
+        batch: packed sequences.
+        store: takes the keys and values of all tokens; only for trunks that read packed batches.
+        shares: compute prefixes in common once; only for such trunks, too.
     """
     way = way_of(trunk)
-    if way == "packed":
-        arguments = packed_arguments(batch) | ({} if store is None else {"past_key_values": store})
-        states_TH: Tensor = trunk(**arguments).last_hidden_state[0]
-        return states_TH
-    return read_rows(trunk, batch) if way == "rows" else read_pairs(trunk, batch)
+    if way != "packed":
+        return States(read_rows(trunk, batch) if way == "rows" else read_pairs(trunk, batch))
+    place_T = batch.layout.place_T if shares and batch.layout.shares else None
+    if store is not None and place_T is not None:
+        store = SharedKeys(store, place_T)
+    arguments = packed_arguments(batch, shares) | ({} if store is None else {"past_key_values": store})
+    return States(trunk(**arguments).last_hidden_state[0], place_T)
 
 
 def read_rows(trunk: nn.Module, batch: TokenBatch) -> Tensor:

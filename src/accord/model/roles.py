@@ -17,7 +17,7 @@ from accord.errors import ModelError
 from accord.model.adapters import SCORE, AdapterSet
 from accord.model.classifiers import ClassFacts, head_shape, read_labels, refuse_classes, saved_head
 from accord.model.critic import read_value_head, saved_critic
-from accord.model.forward import Role
+from accord.model.forward import Role, why_whole
 from accord.model.heads import ClassHead, ScalarHead
 from accord.model.loading import (
     Location,
@@ -95,6 +95,11 @@ class Roles:
         self.model.requires_grad_(True)
         self.adapters = AdapterSet(self.model, self.location.base)
 
+    def _role(self, name: str, trunk: nn.Module, output: Any = None, adapter: str | None = None, **parts: Any) -> Role:
+        """A role that shares prefixes if its trunk can."""
+        shares = self.config.share_prefixes and why_whole(trunk, parts.get("prompt")) is None
+        return Role(name, trunk, output, adapter, shares=shares, **parts)
+
     # --- adding roles ------------------------------------------------------------------------------------------------
 
     def add_policy(self, critic: CriticConfig | None = None) -> None:
@@ -103,7 +108,7 @@ class Roles:
         on_trunk = critic is not None and critic.source == "policy_trunk"
         saved = on_trunk and critic is not None and critic.start == "saved"
         head = read_value_head(saved_critic(self.config.path, "policy_trunk")) if saved else None
-        self.roles["policy"] = Role(
+        self.roles["policy"] = self._role(
             "policy",
             trunk_of(self.model),
             output=self._output_layer(),
@@ -141,21 +146,23 @@ class Roles:
             assert config.path is not None
             model, prompt = self._own_model(config.path)
             output = model.get_output_embeddings()
-            self.roles["reference"] = Role("reference", trunk_of(model), output, shared=False, prompt=prompt)
+            self.roles["reference"] = self._role("reference", trunk_of(model), output, shared=False, prompt=prompt)
         elif self.adapter_config is None:
             frozen = (
                 copy.deepcopy(self.model).requires_grad_(False)
                 if config.k is None
                 else share_layers(self.model, config.k)
             )
-            self.roles["reference"] = Role("reference", trunk_of(frozen), frozen.get_output_embeddings(), shared=False)
+            self.roles["reference"] = self._role(
+                "reference", trunk_of(frozen), frozen.get_output_embeddings(), shared=False
+            )
         else:
             adapter = START if self.location.adapter is not None else None
             if adapter is None and not self.adapter_config.mergeable:
                 self.adapters.copy("policy", START)
                 adapter = START
             prompt = self.adapters.prompt(adapter)
-            self.roles["reference"] = Role(
+            self.roles["reference"] = self._role(
                 "reference", trunk_of(self.model), self._output_layer(), adapter, prompt=prompt
             )
 
@@ -205,11 +212,15 @@ class Roles:
             head = self._new_head(weight).requires_grad_(False)
             prompt = self.adapters.prompt(adapter)
             trunk = trunk_of(self.model)
-            self.roles[name] = Role(name, trunk, adapter=adapter, score_head=head, stepwise=stepwise, prompt=prompt)
+            self.roles[name] = self._role(
+                name, trunk, adapter=adapter, score_head=head, stepwise=stepwise, prompt=prompt
+            )
             return
         model, prompt = self._own_model(path, scorer=True)
         head = self._new_head_for(model).requires_grad_(False)
-        self.roles[name] = Role(name, trunk_of(model), score_head=head, shared=False, stepwise=stepwise, prompt=prompt)
+        self.roles[name] = self._role(
+            name, trunk_of(model), score_head=head, shared=False, stepwise=stepwise, prompt=prompt
+        )
 
     def _shares(self, location: Location) -> bool:
         """Whether an adapter can be put on the shared base: it was trained there, and no other kind of layers is in the way."""
@@ -239,7 +250,7 @@ class Roles:
         adapter = "reward" if self.adapter_config is not None else None
         head = self._new_head()
         trunk, prompt = trunk_of(self.model), self.adapters.prompt(adapter)
-        self.roles["reward"] = Role(
+        self.roles["reward"] = self._role(
             "reward", trunk, adapter=adapter, score_head=head, stepwise=stepwise, trains=True, prompt=prompt
         )
 
@@ -258,7 +269,7 @@ class Roles:
         if self.location.adapter is not None and read_labels(self.location) == facts:
             head.load_state_dict(saved_head(self.location.adapter, shape.name))
         trunk, prompt = trunk_of(self.model), self.adapters.prompt(adapter)
-        self.roles["classifier"] = Role(
+        self.roles["classifier"] = self._role(
             "classifier", trunk, adapter=adapter, class_head=head.to(self.device), trains=True, prompt=prompt
         )
 
@@ -272,7 +283,7 @@ class Roles:
             scorer = config.start == "reward" or is_scorer(locate(config.path), self.config.trust_remote_code)
             model, _ = self._own_model(config.path, scorer, trained=True)
             head = self._new_head_for(model) if scorer else ScalarHead(head_size(model)).to(self.device)
-            self.roles["critic"] = Role("critic", trunk_of(model), value_head=head, shared=False, trains=True)
+            self.roles["critic"] = self._role("critic", trunk_of(model), value_head=head, shared=False, trains=True)
             return
         if config.start == "reward":
             if reward is None or not reward.shared or reward.adapter is None or reward.score_head is None:
@@ -288,7 +299,7 @@ class Roles:
             self._new_adapter("critic")
             head = self._new_head()
         prompt = self.adapters.prompt("critic")
-        self.roles["critic"] = Role(
+        self.roles["critic"] = self._role(
             "critic", trunk_of(self.model), adapter="critic", value_head=head, trains=True, prompt=prompt
         )
 

@@ -27,15 +27,17 @@ class Tally:
     routed: int = 0
     """Tokens times layers."""
 
-    def add(self, logits_KE: Tensor) -> None:
-        """Take in one layer's logits for K tokens."""
-        probabilities_KE = logits_KE.float().softmax(-1)
-        chosen = probabilities_KE.detach().topk(self.top_k, dim=-1).indices.flatten()
-        choices_E = torch.bincount(chosen, minlength=logits_KE.shape[-1]).float()
-        sum_E = probabilities_KE.sum(0)
+    def add(self, logits_UE: Tensor, uses_U: Tensor | None = None) -> None:
+        """Take in one layer's logits for U tokens, each as often as it is used; `None`: once."""
+        probabilities_UE = logits_UE.float().softmax(-1)
+        uses_U = torch.ones_like(logits_UE[:, 0], dtype=torch.long) if uses_U is None else uses_U
+        chosen = probabilities_UE.detach().topk(self.top_k, dim=-1).indices.flatten()
+        counts = uses_U.repeat_interleave(self.top_k).float()
+        choices_E = torch.bincount(chosen, counts, minlength=logits_UE.shape[-1])
+        sum_E = (probabilities_UE * uses_U[:, None]).sum(0)
         self.probabilities_E = sum_E if self.probabilities_E is None else self.probabilities_E + sum_E
         self.choices_E = choices_E if self.choices_E is None else self.choices_E + choices_E
-        self.routed += len(logits_KE)
+        self.routed += int(uses_U.sum())
 
 
 class Routers:
@@ -52,14 +54,18 @@ class Routers:
         self.top_k = int(config.num_experts_per_tok)
 
     @contextmanager
-    def watched(self) -> Iterator[Tally]:
-        """Count what the routers decide inside."""
+    def watched(self, uses_U: Tensor | None = None) -> Iterator[Tally]:
+        """Count what the routers decide inside.
+
+        Args:
+            uses_U: of the tokens that go through the model, how often each counts; `None`: once.
+        """
         tally = Tally(self.top_k)
 
         def take(index: int) -> Any:
             def hook(module: nn.Module, arguments: Any, output: Any) -> None:
                 logits = output[index] if isinstance(output, tuple) else output
-                tally.add(logits.flatten(0, -2))
+                tally.add(logits.flatten(0, -2), uses_U)
 
             return hook
 

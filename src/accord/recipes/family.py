@@ -8,6 +8,7 @@ from accord.config import ClassifyRecipe, Recipe, RewardRecipe, RolloutRecipe
 from accord.data import read_records
 from accord.errors import ConfigError, DataError
 from accord.model.classifiers import head_shape
+from accord.model.forward import why_whole
 from accord.model.loading import locate, read_config, read_family, refuse_scorer
 from accord.model.prompts import check_virtual_tokens
 from accord.model.reading import Reading, choose_reading, way_of
@@ -56,10 +57,15 @@ def _check_prompts(recipe: Recipe, base: str) -> None:
 
 
 def reading_facts(roles: Roles) -> dict[str, str]:
-    """For the header: that a model is not packed, which is slower, and why."""
+    """For the header: that a model is not packed, which is slower, and why; and which roles compute prefixes again and again."""
     policy_or_reward = next(role for role in roles.roles.values() if role.shared)
-    if way_of(policy_or_reward.trunk) == "packed":
-        return {}
-    reading = choose_reading(roles.location.base, roles.model)
-    grouped = "prompts and responses" if reading.way == "encoder-decoder" else "sequences"
-    return {"reads": f"{grouped} of one length together, not packed, which is slower: {reading.why}"}
+    facts = {}
+    if way_of(policy_or_reward.trunk) != "packed":
+        reading = choose_reading(roles.location.base, roles.model)
+        grouped = "prompts and responses" if reading.way == "encoder-decoder" else "sequences"
+        facts["reads"] = f"{grouped} of one length together, not packed, which is slower: {reading.why}"
+    whole = {role.name: why_whole(role.trunk, role.prompt) for role in roles.roles.values() if not role.shares}
+    if whole:
+        why = next((why for why in whole.values() if why), "model.share_prefixes is off")
+        facts["prefixes"] = f"computed again for each sequence by the {', '.join(whole)}: {why}"
+    return facts

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -23,11 +24,11 @@ from accord.data import TokenSequence
 from accord.model.forward import Role
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
-from accord.packing import best_fit_decreasing
+from accord.packing import micro_batches
 from accord.training.console import Console
 from accord.training.parallel import Ranks
 
-FORMAT = "accord reference log-probabilities, 2"
+FORMAT = "accord reference log-probabilities, 3"
 """Changes when the computation or the file does, so that older files are not found any more."""
 STREAM = "logprobs_N"
 
@@ -94,7 +95,9 @@ def reference_logprobs(
 
 def _compute(scorer: Scorer, sequences: Sequence[TokenSequence], ranks: Ranks, console: Console | None) -> Tensor:
     """Each rank runs its share of the micro-batches, which are the same whatever the number of ranks."""
-    own = ranks.share(best_fit_decreasing([len(sequence) for sequence in sequences], scorer.micro_batch_tokens))
+    codes = [numpy.array(sequence.input_ids) for sequence in sequences]
+    shares = scorer.roles.roles["reference"].shares
+    own = ranks.share(micro_batches(codes, scorer.micro_batch_tokens, shares=shares))
     if console is not None:
         console.phase("reference", len(own))
     rows: list[int] = []
@@ -155,7 +158,8 @@ def _write(path: Path, logprobs_N: Tensor) -> str:
 
 def _key(scorer: Scorer, sequences: Sequence[TokenSequence]) -> str:
     digest = hashlib.blake2b(digest_size=20)
-    facts = [FORMAT, scorer.roles.device.type, scorer.micro_batch_tokens, scorer.temperature, len(sequences)]
+    shares = scorer.roles.roles["reference"].shares
+    facts = [FORMAT, scorer.roles.device.type, scorer.micro_batch_tokens, scorer.temperature, len(sequences), shares]
     digest.update(json.dumps(facts).encode())
     _add_role(digest, scorer.roles, scorer.roles.roles["reference"])
     for sequence in sequences:

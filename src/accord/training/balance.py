@@ -10,7 +10,7 @@ from torch import Tensor
 
 from accord.batch import TokenBatch
 from accord.losses import router_balance
-from accord.model.forward import Role, hidden_states
+from accord.model.forward import Role, states_of
 from accord.model.roles import Roles
 from accord.model.routing import Routers, Tally, routers_of
 from accord.training.parallel import Ranks
@@ -40,30 +40,45 @@ class RouterBalance:
         if self.routers is None or role.name != "policy" or heads_only:
             return StepBalance(None)
         if len(micros) == 1 and self.ranks.size == 1:
-            return StepBalance(self.routers)  # its one forward pass counts all there is
-        with torch.no_grad(), self.routers.watched() as tally:
-            for micro in micros:
-                hidden_states(role, micro.to(self.device))
-        assert tally.choices_E is not None
-        counts = torch.cat([tally.choices_E, tally.choices_E.new_tensor([float(tally.routed)])])
-        counts = self.ranks.sum(counts.double()).float()
-        return StepBalance(self.routers, counts[:-1], counts[-1])
+            return StepBalance(self.routers, role.shares)  # its one forward pass counts all there is
+        sums: Tensor | None = None
+        for micro in micros:
+            micro = micro.to(self.device)
+            with torch.no_grad(), self.routers.watched(uses_of(micro, role.shares)) as tally:
+                states_of(role, micro)
+            assert tally.choices_E is not None
+            counts = torch.cat([tally.choices_E, tally.choices_E.new_tensor([float(tally.routed)])]).double()
+            sums = counts if sums is None else sums + counts
+        assert sums is not None
+        sums = self.ranks.sum(sums).float()
+        return StepBalance(self.routers, role.shares, sums[:-1], sums[-1])
+
+
+def uses_of(micro: TokenBatch, shares: bool) -> Tensor | None:
+    """How often each computed token of a micro-batch counts: a prompt before eight answers is eight prompts."""
+    return micro.layout.uses_U if shares else None
 
 
 class StepBalance:
     """The load-balancing loss of one step, micro-batch by micro-batch; nothing at all without routers."""
 
-    def __init__(self, routers: Routers | None, choices_E: Tensor | None = None, routed: Tensor | None = None) -> None:
-        self.routers, self.choices_E, self.routed = routers, choices_E, routed
+    def __init__(
+        self,
+        routers: Routers | None,
+        shares: bool = False,
+        choices_E: Tensor | None = None,
+        routed: Tensor | None = None,
+    ) -> None:
+        self.routers, self.shares, self.choices_E, self.routed = routers, shares, choices_E, routed
         self._tally: Tally | None = None
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self, micro: TokenBatch) -> Iterator[None]:
         """Around the forward pass of a micro-batch."""
         if self.routers is None:
             yield
             return
-        with self.routers.watched() as tally:
+        with self.routers.watched(uses_of(micro, self.shares)) as tally:
             yield
         self._tally = tally
 

@@ -28,7 +28,8 @@ def evaluate(
     denominators = Denominators.of(batch, one_rank).to(roles.device)
     totals: dict[str, float] = {}
     for update in algorithm.roles():
-        for name, value in _run(update, batch.split(micro_batch_tokens), algorithm, roles, denominators).items():
+        micros = batch.split(micro_batch_tokens, roles.roles[update.role].shares)
+        for name, value in _run(update, micros, algorithm, roles, denominators).items():
             totals[name] = totals.get(name, 0.0) + value
     return {_held_out_name(name): value for name, value in with_perplexity(totals).items()}
 

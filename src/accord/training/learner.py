@@ -79,15 +79,19 @@ class Learner:
         self.roles.train_mode(self.algorithm.uses_dropout)
         denominators = Denominators.of(batch, self.ranks.sum).to(self.roles.device)
         metrics: Metrics = {}
-        tokens = batch.tokens
+        tokens, computed = batch.tokens, 0
         for number, update in enumerate(self.algorithm.roles()):
             loss = partial(self.algorithm.loss, update.role)
-            sums = self._backward(update, batch, denominators, loss, self.algorithm.temperature)
+            sums, through = self._backward(update, batch, denominators, loss, self.algorithm.temperature)
             if self.ptx is not None and update.role == self.ptx.role and not update.heads_only:
                 text = self.ptx.batch(self.steps)
                 counts = Denominators.of(text, self.ranks.sum).to(self.roles.device)
-                sums |= self._backward(RoleUpdate(update.role), text, counts, self.ptx.loss, self.ptx.temperature)
+                more, beside = self._backward(
+                    RoleUpdate(update.role), text, counts, self.ptx.loss, self.ptx.temperature
+                )
+                sums, through = sums | more, through + beside
                 tokens += text.tokens
+            computed = computed or through  # of the first role, as `tokens` counts each once for all roles
             metrics |= {name: sums.get(name, 0.0) + metrics.get(name, 0.0) for name in sums}
             metrics |= self._reduce_and_clip(update, first=number == 0)
         self.roles.train_mode(False)
@@ -103,16 +107,17 @@ class Learner:
         self.steps += 1
         metrics["ppo/steps_skipped" if reason else "optim/steps_taken"] = 1.0
         self.schedule.watch(metrics)
-        seen = self.ranks.sum(torch.tensor(float(tokens)))
-        return metrics | {"tokens/seen": float(seen)}
+        seen, through = self.ranks.sum(torch.tensor([tokens, computed], dtype=torch.float64)).tolist()
+        return metrics | {"tokens/seen": seen, "tokens/computed": through}
 
     def _backward(
         self, update: RoleUpdate, batch: TokenBatch, denominators: Denominators, loss_of: Loss, temperature: float
-    ) -> Metrics:
-        """Gradients of one role over all micro-batches; metrics added up over micro-batches and ranks."""
+    ) -> tuple[Metrics, int]:
+        """Gradients of one role over all micro-batches. Returns metrics added up over micro-batches and ranks, and how many
+        tokens the role computed on this rank."""
         totals: dict[str, Tensor] = {}
         with self.roles.use(update.role, train=True) as role:
-            micros = batch.split(self.config.micro_batch_tokens)
+            micros = batch.split(self.config.micro_batch_tokens, role.shares)
             balance = self.balance.step(role, micros, update.heads_only)
             for micro in micros:
                 micro = micro.to(self.roles.device)
@@ -120,7 +125,7 @@ class Learner:
                 if update.teacher is not None:
                     with self.roles.use(update.teacher) as other:
                         teacher = teach(other, micro, update.beta)
-                with balance.watching():
+                with balance.watching(micro):
                     outputs = forward(
                         role,
                         micro,
@@ -140,10 +145,11 @@ class Learner:
                         totals[name] = torch.maximum(old, value) if name.endswith("_max") else old + value
             if not update.heads_only:  # once a step, whatever the split into micro-batches and ranks
                 totals |= self.roles.adapters.backward_penalty(role.adapter, self.ranks.size)
-        return {
+        reduced = {
             name: float(self.ranks.max(value) if name.endswith("_max") else self.ranks.sum(value))
             for name, value in totals.items()
         }
+        return reduced, sum(micro.computed(role.shares) for micro in micros)
 
     def _reduce_and_clip(self, update: RoleUpdate, first: bool) -> Metrics:
         """Add gradients over ranks, and limit their norm, for each role by itself: a wild critic must not slow the policy."""

@@ -196,7 +196,7 @@ def learn(
     }
 
 
-SUMMED = ("tokens/trained", "optim/steps_taken", "ppo/steps_skipped")
+SUMMED = ("tokens/trained", "tokens/computed", "optim/steps_taken", "ppo/steps_skipped")
 
 
 def average(steps: Sequence[Metrics]) -> Metrics:

@@ -50,7 +50,13 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
         M("tokens/total", "All tokens that went through updates in this iteration, prompts and repeated epochs "
           "included.", "A small multiple of `tokens/trained`.",
           "Far more than trained: prompts are long for what is learnt from them.", unit="tokens"),
-        M("tokens/per_second", "Tokens (prompts included) through updates per second of `time/update`.",
+        M("tokens/computed", "Those of them that the policy (or whatever else learns) computed: what sequences of a micro-batch "
+          "begin with alike, such as the prompt of several answers, is computed once for all of them.",
+          "The smaller beside `tokens/total`, the more is saved; equal where nothing is shared.",
+          "Close to `tokens/total` with several answers a prompt: raise `train.micro_batch_tokens`, so that they fit together.",
+          unit="tokens"),
+        M("tokens/per_second", "Tokens through updates per second of `time/update`: those of `tokens/total`, so that a prompt "
+          "counts with each of its answers.",
           "Steady after the first rows.", "Falls: lengths grow, or the machine is shared. Low from the start: raise "
           "`train.micro_batch_tokens`.", unit="tokens/s"),
         M("time/iteration", "Wall-clock time of the iteration.",
