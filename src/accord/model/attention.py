@@ -19,6 +19,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 
 from accord.batch import TokenBatch
 from accord.errors import ModelError
+from accord.ops.attention import causal_attention, causal_mask
 
 SEGMENTS = "accord_segments"
 FLASH = "accord_flash"
@@ -76,21 +77,20 @@ def segment_attention(
         if query.shape[0] > 1:
             raise ValueError(f"{SEGMENTS} attention does not see padding; call the model with segment_bounds instead")
         segment_bounds = [0, query.shape[2]]
+    # Split, not sliced: the gradient of a slice is as long as the batch, and there would be one for each sequence.
+    own_sizes, key_sizes = (
+        [end - start for start, end in pairwise(b)] for b in (segment_bounds, key_bounds or segment_bounds)
+    )
+    parts = (query.split(own_sizes, dim=2), key.split(key_sizes, dim=2), value.split(key_sizes, dim=2))
     outputs = []
-    for (start, end), (first, last) in zip(
-        pairwise(segment_bounds), pairwise(key_bounds or segment_bounds), strict=True
-    ):
-        mask = _causal_mask(end - start, last - first, sliding_window, query.device)
+    for own, keys, values in zip(*parts, strict=True):
+        if dropout == 0.0:
+            outputs.append(causal_attention(own, keys, values, scale=scaling, window=sliding_window))
+            continue
+        mask = causal_mask(own.shape[2], keys.shape[2], sliding_window, query.device)
         outputs.append(
             functional.scaled_dot_product_attention(
-                query[:, :, start:end],
-                key[:, :, first:last],
-                value[:, :, first:last],
-                mask,
-                dropout,
-                mask is None,
-                scale=scaling,
-                enable_gqa=grouped,
+                own, keys, values, mask, dropout, mask is None, scale=scaling, enable_gqa=grouped
             )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2), None
@@ -110,16 +110,6 @@ def flash_attention(
     packed: Any = ALL_ATTENTION_FUNCTIONS["flash_attention_2"]
     output, _ = packed(module, query, key, value, None, **arguments)
     return output, None
-
-
-def _causal_mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Causal mask of the last `queries` of `keys` tokens within a sliding window, bool [queries, keys]; `None` where plain
-    causal attention is the same."""
-    if queries == keys and (window is None or keys <= window):
-        return None
-    distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)[None, :]
-    mask = distance >= 0
-    return mask if window is None else mask & (distance < window)
 
 
 def packed_arguments(batch: TokenBatch) -> dict[str, Any]:
