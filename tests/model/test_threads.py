@@ -74,15 +74,17 @@ def test_what_the_user_says_counts(machine, monkeypatch):
     assert default_threads(machine) is None
 
 
-def test_the_device_takes_them(monkeypatch):
+def test_the_device_takes_them_and_no_more_than_were_chosen_before(monkeypatch):
     before = torch.get_num_threads()
     monkeypatch.setattr("accord.model.device.default_threads", lambda: 2)
     try:
-        choose_device(PlacementConfig(device="cpu"))
-        assert torch.get_num_threads() == 2
+        for chosen, expected in ((4, 2), (1, 1)):
+            torch.set_num_threads(chosen)
+            choose_device(PlacementConfig(device="cpu"))
+            assert torch.get_num_threads() == expected
         monkeypatch.setattr("accord.model.device.default_threads", lambda: None)
-        torch.set_num_threads(1)
+        torch.set_num_threads(3)
         choose_device(PlacementConfig(device="cpu"))
-        assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
