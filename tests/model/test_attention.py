@@ -19,6 +19,7 @@ from accord.model.attention import (
     packed_arguments,
     segment_attention,
 )
+from accord.ops import attention as kernel
 
 LAYER = nn.Identity()
 
@@ -68,10 +69,10 @@ def test_segments_attend_to_what_precedes_them_on_their_paths(
     window: int | None, key_heads: int, block: int, monkeypatch
 ) -> None:
     """A prompt of 4 with an answer, two more answers to it, and one that goes on from part of the second of them."""
-    monkeypatch.setattr(attention, "BLOCK", block)
+    monkeypatch.setattr(kernel, "BLOCK", block)
     query, key, value = qkv(16, key_heads=key_heads)
     paths = [(), [(0, 4)], [(0, 4)], [(0, 4), (1, 3)]]
-    masks: attention.Masks = {}
+    masks: kernel.Masks = {}
     got, _ = segment_attention(
         LAYER,
         query,
@@ -107,7 +108,7 @@ def test_segments_attend_to_what_precedes_them_on_their_paths(
 
 def test_layers_with_and_without_a_window_share_no_mask() -> None:
     query, key, value = qkv(9)
-    masks: attention.Masks = {}
+    masks: kernel.Masks = {}
     arguments = {"segment_bounds": [0, 5, 9], "key_paths": [(), [(0, 4)]], "masks": masks}
     for window in (None, 2, None, 2):
         got, _ = segment_attention(LAYER, query, key, value, None, sliding_window=window, **arguments)

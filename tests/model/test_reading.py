@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM
 from accord import packing
 from accord.batch import TokenBatch
 from accord.config import CriticConfig, LoraConfig, ModelConfig, ReferenceConfig
-from accord.model import attention
 from accord.model.forward import Role, forward, teach, trunk_states
 from accord.model.heads import ClassHead, ScalarHead
 from accord.model.loading import head_size, trunk_of
 from accord.model.reading import read
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
+from accord.ops import attention as kernel
 from accord.rollout.cache import RowCache
 from model.kinds import KINDS, VIRTUAL
 
@@ -95,7 +95,7 @@ def batch_of(ids: list[list[int]]) -> TokenBatch:
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch) -> None:
     """So that answers take several, whole and partial ones."""
-    monkeypatch.setattr(attention, "BLOCK", 4)
+    monkeypatch.setattr(kernel, "BLOCK", 4)
 
 
 def policy(make_roles: Callable[..., Roles], folder: Path, dtype: str = "auto") -> tuple[Roles, Role]:

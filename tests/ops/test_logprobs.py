@@ -242,3 +242,81 @@ def test_full_kl_literal():
 def test_full_kl_of_a_model_to_itself_is_exactly_0():
     hidden, weight, bias, _ = inputs(4)
     assert torch.equal(full_kl(hidden, weight, bias, hidden, weight, bias, temperature=0.6), torch.zeros(K))
+
+
+# --- a frozen output layer: the gradient is computed in the forward pass ------------------------------------------------
+
+
+@pytest.mark.parametrize("tile", [1, 3 * V, 1 << 23], ids=["one row", "3 rows", "one tile"])
+@pytest.mark.parametrize("block", [1, 2 * V, 1 << 18], ids=["blocks of a row", "2 rows", "whole tiles"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("kind", ["logprobs", "entropies", "both"])
+def test_a_frozen_layer_gives_the_same_values_and_gradient(monkeypatch, tile, block, temperature, with_bias, kind):
+    monkeypatch.setattr(module, "TILE_ELEMENTS", tile)
+    monkeypatch.setattr(module, "BLOCK_ELEMENTS", block)
+    hidden, weight, bias, targets = inputs(3)
+    frozen_bias = bias.detach() if with_bias else None
+    weights_K = torch.linspace(-1, 2, K)
+
+    def total(logprobs: Tensor, entropies: Tensor) -> Tensor:
+        first, second = (weights_K.to(logprobs) * logprobs).sum(), (weights_K.flip(0).to(entropies) * entropies).sum()
+        return {"logprobs": first, "entropies": second, "both": first + second}[kind]
+
+    expected = naive(hidden, weight.detach(), frozen_bias, targets, temperature)
+    (expected_gradient,) = torch.autograd.grad(total(*expected), [hidden])
+    got = token_logprobs(
+        hidden, weight.detach(), frozen_bias, targets, temperature=temperature, with_entropy=kind != "logprobs"
+    )
+    (gradient,) = torch.autograd.grad(total(*got), [hidden])
+    torch.testing.assert_close(gradient.double(), expected_gradient.double(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got[0].double(), expected[0], rtol=1e-5, atol=1e-5)
+
+
+def test_values_are_the_same_bits_whether_gradients_follow_or_not():
+    # At the first step the ratio of old and new log-probabilities is exactly 1, and the KL to the reference exactly 0.
+    hidden, weight, bias, targets = inputs(6, torch.bfloat16)
+    learnt, _ = token_logprobs(hidden, weight, bias, targets, temperature=0.9)
+    frozen, _ = token_logprobs(hidden, weight.detach(), bias.detach(), targets, temperature=0.9, with_entropy=True)
+    with torch.no_grad():
+        without, _ = token_logprobs(hidden, weight, bias, targets, temperature=0.9)
+    assert torch.equal(learnt, frozen) and torch.equal(learnt, without)
+
+
+def test_a_frozen_layer_gives_bfloat16_gradients_as_good_as_the_type_allows_at_any_certainty():
+    # Where the model is nearly sure of the target, onehot - p is tiny: it must be rounded after the difference, not before.
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(K, H, generator=generator).bfloat16().requires_grad_()
+    weight = torch.randn(V, H, generator=generator).bfloat16()
+    targets = torch.arange(K) % V
+    bias = torch.zeros(V).bfloat16()
+    bias[targets[0]] = 12.0
+    targets[:] = targets[0]
+    (expected,) = torch.autograd.grad(naive(hidden, weight, bias, targets, 1.0)[0].sum(), [hidden])
+    (gradient,) = torch.autograd.grad(token_logprobs(hidden, weight, bias, targets)[0].sum(), [hidden])
+    norms = (gradient.double() - expected.double()).norm(dim=-1) / expected.double().norm(dim=-1)
+    assert float(expected.double().norm(dim=-1).max()) < 0.2, "the model is sure"
+    # Logits are rounded to bfloat16 (as everywhere): log p moves by up to 2^-9 x 16, and with it 1 - p.
+    assert float(norms.max()) < 0.1
+
+
+def test_backward_of_a_frozen_layer_computes_no_logits_again(monkeypatch):
+    hidden, weight, _, targets = inputs()
+    linear = module.functional.linear
+    calls = []
+    monkeypatch.setattr(module.functional, "linear", lambda *a: (calls.append(1), linear(*a))[1])
+    logprobs, _ = token_logprobs(hidden, weight.detach(), None, targets)
+    assert len(calls) == 1
+    logprobs.sum().backward()
+    assert len(calls) == 1
+    token_logprobs(hidden, weight, None, targets)[0].sum().backward()
+    assert len(calls) == 3, "a layer that learns is computed again"
+
+
+def test_without_gradients_no_slopes_are_computed(monkeypatch):
+    hidden, weight, _, targets = inputs()
+    with LargestTensor() as with_gradients:
+        token_logprobs(hidden, weight.detach(), None, targets)
+    with torch.no_grad(), LargestTensor() as without:
+        token_logprobs(hidden, weight.detach(), None, targets)
+    assert without.operations < with_gradients.operations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import time
 
 import numpy
 import pytest
@@ -76,6 +77,16 @@ def test_a_polite_kill_says_how_to_go_on(learnt, base, tmp_path):
     else:
         assert str(caught.value) == "stopped. Nothing was learnt yet"
         assert not os.path.lexists(tmp_path / "run")
+
+
+def test_the_time_to_the_first_iteration_is_told_once(base, tmp_path):
+    config = recipe_dict("sft", base, tmp_path, {"train": {"steps": 2}})
+    began = time.perf_counter()
+    first, second = accord.train(config, quiet=True, started=began - 1000.0).metrics
+    assert 1000.0 < first["time/start"] < 1000.0 + time.perf_counter() - began and "time/start" not in second
+    config["train"]["steps"] = 3
+    rows = accord.train(config, quiet=True, resume=True).metrics
+    assert 0.0 < rows[2]["time/start"] < 60.0 and "time/start" not in rows[1], "a resumed run starts too"
 
 
 def test_from_another_thread_signals_are_left_alone(base, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ FLAGS = ("resume", "dry-run", "quiet")
 
 def run(command: str, words: list[str]) -> int:
     """Run a training command; see `accord.cli.main`."""
+    started = time.perf_counter()  # before torch is imported, which is most of the start
     if "--help" in words or "-h" in words:
         from accord.cli.options import recipe_help
 
@@ -25,7 +27,7 @@ def run(command: str, words: list[str]) -> int:
         return _dry_run(command, recipe)
     from accord.recipes import train
 
-    train(recipe, resume="resume" in flags, quiet="quiet" in flags)
+    train(recipe, resume="resume" in flags, quiet="quiet" in flags, started=started)
     return 0
 
 

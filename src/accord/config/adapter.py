@@ -39,6 +39,10 @@ class LoraConfig(Adapter):
     """Rank-stabilised: scale alpha / sqrt(r), so that a high rank still learns (Kalajdzievski 2023, arXiv:2312.03732)."""
     dora: bool = False
     """Magnitude and direction of the weights learn apart (Liu et al. 2024, arXiv:2402.09353); slower."""
+    dtype: Literal["auto", "float32"] = "auto"
+    """Type in which its products are computed. `auto`: the base's own, as autocast and QLoRA do; the adapter itself stays in
+    float32 and so do its optimiser's steps. `float32`: as plain peft computes; slower over a bfloat16 base. DoRA, dropout while
+    it acts and quantised bases are computed as peft computes them in any case."""
 
     def describe(self) -> str:
         """One phrase for the header of a run."""

@@ -86,4 +86,5 @@ class PlacementConfig(Section):
     device: str = "auto"
     """`auto` (an accelerator when there is one), or a torch device such as `cpu` or `cuda:0`."""
     threads: int | None = Field(None, ge=1)
-    """CPU threads; by default all cores of this process."""
+    """CPU threads; by default the physical cores that this process may use, shared among the ranks of this machine, or what
+    OMP_NUM_THREADS says."""

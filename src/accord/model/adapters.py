@@ -19,6 +19,7 @@ from accord.errors import ConfigError, ModelError
 from accord.model.loading import (
     trunk_of,
 )
+from accord.model.lora import use_thin_layers
 from accord.model.methods import METHOD_OF
 from accord.model.prompts import VirtualTokens, check_virtual_tokens
 from accord.model.ranks import RankBudget
@@ -37,10 +38,15 @@ class AdapterSet:
     Methods that change layers (LoRA, AdaLoRA, IA3) wrap the base's own modules in place, so the trunk that a role holds sees
     whichever adapter is active; one base carries one such method, and any number of adapters of it. Methods with virtual
     tokens leave the base alone and are kept beside it: a role passes its `prompt` to the forward pass.
+
+    Args:
+        model: the base.
+        base_path: its folder or hub name.
+        thin: compute LoRA in the base's type; see `accord.model.lora`.
     """
 
-    def __init__(self, model: PreTrainedModel, base_path: str) -> None:
-        self.model = model
+    def __init__(self, model: PreTrainedModel, base_path: str, thin: bool = True) -> None:
+        self.model, self.thin = model, thin
         # Saved adapters name their base; a relative path would be right in one working directory only.
         self.base_path = str(Path(base_path).resolve()) if Path(base_path).exists() else base_path
         self.wrapped: peft.PeftModel | None = None
@@ -60,6 +66,8 @@ class AdapterSet:
             config.task_type = task_type(self.model)
         if getattr(config, "target_modules", None) == "all-linear":
             config.exclude_modules = _unsuited(self.model)  # type: ignore[attr-defined]
+        if self.thin and isinstance(config, peft.LoraConfig) and config.peft_type == peft.PeftType.LORA:
+            use_thin_layers(config, self.model)
         try:
             with _expected():
                 self._add(name, config)

@@ -21,13 +21,10 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 
 from accord.batch import TokenBatch
 from accord.errors import ModelError
+from accord.ops.attention import Masks, causal_attention
 
 SEGMENTS = "accord_segments"
 FLASH = "accord_flash"
-BLOCK = 256
-"""Queries of one call where a mask is needed: each block computes the keys up to its own end only."""
-Masks = dict[tuple[Any, ...], Tensor]
-"""Additive masks by what they depend on, made once for all layers of a forward pass."""
 
 
 def segment_attention(
@@ -94,8 +91,16 @@ def segment_attention(
     outputs = []
     for n, own in enumerate(queries):
         path = key_paths[n] if key_paths is not None else ()
-        outputs += _attend(
-            own, _joined(keys, path, n), _joined(values, path, n), sliding_window, scaling, dropout, masks
+        outputs.append(
+            causal_attention(
+                own,
+                _joined(keys, path, n),
+                _joined(values, path, n),
+                scale=scaling,
+                window=sliding_window,
+                dropout=dropout,
+                masks=masks,
+            )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
@@ -109,36 +114,6 @@ def _joined(segments: Sequence[Tensor], path: Sequence[tuple[int, int]], own: in
     if not path:
         return segments[own]
     return torch.cat([*(segments[n][:, :, :count] for n, count in path), segments[own]], 2)
-
-
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, window: int | None, scaling: float | None, dropout: float, masks: Masks
-) -> list[Tensor]:
-    """Causal attention of the last Q of K tokens, each [1, heads, Q or K, D]; the output in blocks along Q."""
-    queries, keys = query.shape[2], key.shape[2]
-    grouped = query.shape[1] != key.shape[1]
-    if queries == keys and (window is None or keys <= window):
-        return [
-            functional.scaled_dot_product_attention(
-                query, key, value, None, dropout, True, scale=scaling, enable_gqa=grouped
-            )
-        ]
-    outputs, end = [], keys - queries
-    for block in query.split(BLOCK, 2):
-        end += block.shape[2]
-        start = 0 if window is None else max(0, end - block.shape[2] - window + 1)
-        outputs.append(
-            functional.scaled_dot_product_attention(
-                block,
-                key[:, :, start:end],
-                value[:, :, start:end],
-                _causal_mask(block, end - start, window, masks),
-                dropout,
-                scale=scaling,
-                enable_gqa=grouped,
-            )
-        )
-    return outputs
 
 
 def flash_attention(
@@ -158,18 +133,6 @@ def flash_attention(
     packed: Any = ALL_ATTENTION_FUNCTIONS["flash_attention_2"]
     output, _ = packed(module, query, key, value, None, **arguments)
     return output, None
-
-
-def _causal_mask(query: Tensor, keys: int, window: int | None, masks: Masks) -> Tensor:
-    """Causal mask of the last Q of `keys` tokens within a sliding window, [Q, keys] to be added to the scores. It is of the
-    queries' own type: attention would turn true and false into that in each layer anew, and keep it for the backward pass."""
-    queries, device = query.shape[2], query.device
-    kind = (queries, keys, window, query.dtype, device)
-    if kind not in masks:
-        distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
-        allowed = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-        masks[kind] = query.new_zeros(queries, keys).masked_fill(~allowed, -torch.inf)
-    return masks[kind]
 
 
 def packed_arguments(batch: TokenBatch, shares: bool = False) -> dict[str, Any]:

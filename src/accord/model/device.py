@@ -10,6 +10,7 @@ import torch
 
 from accord.config import PlacementConfig
 from accord.errors import ConfigError
+from accord.model.threads import default_threads
 
 
 def choose_device(placement: PlacementConfig) -> torch.device:
@@ -18,8 +19,11 @@ def choose_device(placement: PlacementConfig) -> torch.device:
     Raises:
         ConfigError: the device does not exist here.
     """
+    default = default_threads() if placement.threads is None else None
     if placement.threads is not None:
         torch.set_num_threads(placement.threads)
+    elif default is not None:  # never more than somebody chose before
+        torch.set_num_threads(min(default, torch.get_num_threads()))
     if placement.device == "auto":
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return _own(found or torch.device("cpu"), placement)

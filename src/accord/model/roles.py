@@ -67,7 +67,7 @@ class Roles:
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(config, self.location)
         self.dtype = weight_type(config, self.location, trained=adapter is None)
         self.model: PreTrainedModel = self._load(self.location, trained=adapter is None)
-        self.adapters = AdapterSet(self.model, self.location.base)
+        self.adapters = AdapterSet(self.model, self.location.base, thin=getattr(adapter, "dtype", "auto") == "auto")
         self.roles: dict[str, Role] = {}
         if adapter is not None:
             self.model.requires_grad_(False)

@@ -1,8 +1,11 @@
 """Log-probabilities, entropies and divergences from hidden states, without ever building a [tokens, vocabulary] tensor.
 
 The output layer turns K hidden states into K x V logits; at K = 4,096 and V = 262,144 that is 4 GiB in float32, and autograd
-keeps several. Here the K target tokens go through in tiles of `TILE_ELEMENTS / V` rows; only one tile exists at a time, and
-backward computes it again.
+keeps several. Here the K target tokens go through in tiles of `TILE_ELEMENTS / V` rows, and only one tile exists at a time.
+
+Where the output layer is frozen, as with adapters, each tile exists once: d logprob_k / d hidden_k is a vector of H numbers that
+needs nothing from backward but one factor, so forward computes it while the tile is there (as Liger Kernel, arXiv:2410.10989
+section 3.2, does with the whole loss). Otherwise backward computes the tiles again.
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 TILE_ELEMENTS = 1 << 23
-"""Logits in a tile: 32 MiB of float32. Larger tiles were not faster on CPU, smaller ones cost matrix-product efficiency."""
+"""Logits in a tile: 32 MiB of float32. Smaller ones cost matrix-product efficiency."""
+BLOCK_ELEMENTS = 1 << 18
+"""Logits that a thread of a CPU brings from the output layer's type to probabilities at once: they stay in its cache."""
 
 
 def token_logprobs(
@@ -42,8 +47,10 @@ def token_logprobs(
     Returns:
         Log-probabilities and entropies in nats, float32 [K]; entropies are 0 unless asked for.
     """
+    learns = weight_VH.requires_grad or (bias_V is not None and bias_V.requires_grad)
+    at_once = torch.is_grad_enabled() and hidden_KH.requires_grad and not learns
     results: tuple[Tensor, Tensor] = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
-        hidden_KH, weight_VH, bias_V, targets_K, temperature, with_entropy
+        hidden_KH, weight_VH, bias_V, targets_K, temperature, with_entropy, at_once
     )
     return results
 
@@ -101,7 +108,7 @@ class LinearGradients:
         self._grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if needs[2] and bias_V is not None else None
 
     def add(self, rows: slice, grad: Tensor) -> None:
-        """Take in the gradient of one tile's logits, float32 [rows, V]."""
+        """Take in the gradient of one tile's logits, [rows, V]."""
         weight_VH = self._weight_VH
         grad = grad.to(weight_VH.dtype)
         if self._grad_hidden is not None:
@@ -118,6 +125,31 @@ class LinearGradients:
         return self._grad_hidden, weight, bias
 
 
+class _Tile:
+    """Softmax of a tile of logits, block by block through two buffers that are used again for each block and each tile.
+
+    Args:
+        vocabulary: V.
+        device: of the logits.
+    """
+
+    def __init__(self, vocabulary: int, device: torch.device) -> None:
+        at_once = BLOCK_ELEMENTS * torch.get_num_threads() if device.type == "cpu" else TILE_ELEMENTS
+        self.rows = max(1, min(at_once, TILE_ELEMENTS) // vocabulary)
+        self._logits = torch.empty(self.rows, vocabulary, device=device)
+        self._log_p = torch.empty_like(self._logits)
+
+    def blocks(self, logits: Tensor, temperature: float) -> Iterator[tuple[slice, Tensor]]:
+        """Rows of each block, and their log softmax(logits / temperature), float32; it may be overwritten."""
+        for start in range(0, len(logits), self.rows):
+            rows = slice(start, min(start + self.rows, len(logits)))
+            block, log_p = self._logits[: rows.stop - start], self._log_p[: rows.stop - start]
+            block.copy_(logits[rows])
+            if temperature != 1.0:
+                block.div_(temperature)
+            yield rows, torch.log_softmax(block, -1, out=log_p)  # type: ignore[call-overload]
+
+
 class _TokenLogprobs(torch.autograd.Function):
     """d logprob / d logit_v = 1[v = target] - p_v;  d entropy / d logit_v = -p_v (log p_v + entropy)."""
 
@@ -130,18 +162,26 @@ class _TokenLogprobs(torch.autograd.Function):
         targets_K: Tensor,
         temperature: float,
         with_entropy: bool,
+        at_once: bool,
     ) -> tuple[Tensor, Tensor]:
         logprobs_K = torch.empty(len(targets_K), dtype=torch.float32, device=hidden_KH.device)
-        normalisers_K, entropies_K = torch.empty_like(logprobs_K), torch.zeros_like(logprobs_K)
+        entropies_K = torch.zeros_like(logprobs_K)
+        slopes_KH = torch.empty_like(hidden_KH) if at_once else None
+        tile = _Tile(len(weight_VH), hidden_KH.device)
         for rows in tiles(len(targets_K), len(weight_VH)):
-            logits = _logits(hidden_KH[rows], weight_VH, bias_V, temperature)
-            normaliser = torch.logsumexp(logits, dim=-1)
-            normalisers_K[rows] = normaliser
-            logprobs_K[rows] = logits.gather(-1, targets_K[rows, None]).squeeze(-1) - normaliser
-            if with_entropy:
-                log_p = logits.sub_(normaliser[:, None])
-                entropies_K[rows] = -(log_p.exp() * log_p).sum(-1)
-        ctx.save_for_backward(hidden_KH, weight_VH, bias_V, targets_K, normalisers_K, entropies_K)
+            logits = functional.linear(hidden_KH[rows].to(weight_VH.dtype), weight_VH, bias_V)
+            targets, logprobs, entropies = targets_K[rows, None], logprobs_K[rows], entropies_K[rows]
+            for block, log_p in tile.blocks(logits, temperature):
+                logprobs[block] = log_p.gather(-1, targets[block]).squeeze(-1)
+                if with_entropy:
+                    entropies[block] = -(log_p.exp() * log_p).sum(-1)
+                if at_once:  # p - 1[target] takes the place of the logits
+                    slope = log_p.exp_()
+                    slope.scatter_add_(-1, targets[block], slope.new_full((len(slope), 1), -1.0))
+                    logits[block] = slope
+            if slopes_KH is not None:
+                slopes_KH[rows] = (logits @ weight_VH).to(hidden_KH.dtype)
+        ctx.save_for_backward(hidden_KH, weight_VH, bias_V, targets_K, slopes_KH)
         ctx.temperature, ctx.with_entropy = temperature, with_entropy
         ctx.set_materialize_grads(False)
         return logprobs_K, entropies_K
@@ -149,18 +189,36 @@ class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_logprobs_K, grad_entropies_K = gradients
-        hidden_KH, weight_VH, bias_V, targets_K, normalisers_K, entropies_K = ctx.saved_tensors
+        hidden_KH, weight_VH, bias_V, targets_K, slopes_KH = ctx.saved_tensors
         if not ctx.with_entropy:
             grad_entropies_K = None
+        if slopes_KH is not None and grad_entropies_K is None:
+            factor_K = None if grad_logprobs_K is None else grad_logprobs_K.div(-ctx.temperature)
+            grad = None if factor_K is None else (slopes_KH * factor_K[:, None]).to(hidden_KH.dtype)
+            return grad, None, None, None, None, None, None
         sums = LinearGradients(hidden_KH, weight_VH, bias_V, ctx.needs_input_grad)
+        tile = _Tile(len(weight_VH), hidden_KH.device)
         for rows in tiles(len(targets_K), len(weight_VH)):
-            log_p = _logits(hidden_KH[rows], weight_VH, bias_V, ctx.temperature).sub_(normalisers_K[rows, None])
-            p = log_p.exp()
-            grad = torch.zeros_like(p)
-            if grad_logprobs_K is not None:
-                grad -= p * grad_logprobs_K[rows, None]
-                grad.scatter_add_(-1, targets_K[rows, None], grad_logprobs_K[rows, None])
-            if grad_entropies_K is not None:
-                grad -= p.mul_(log_p.add_(entropies_K[rows, None])).mul_(grad_entropies_K[rows, None])
-            sums.add(rows, grad.div_(ctx.temperature))
-        return *sums.result(), None, None, None
+            logits = functional.linear(hidden_KH[rows].to(weight_VH.dtype), weight_VH, bias_V)
+            for block, log_p in tile.blocks(logits, ctx.temperature):
+                places = slice(rows.start + block.start, rows.start + block.stop)
+                logits[block] = _slope(log_p, targets_K[places], grad_logprobs_K, grad_entropies_K, places).div_(
+                    ctx.temperature
+                )
+            sums.add(rows, logits)
+        return *sums.result(), None, None, None, None
+
+
+def _slope(
+    log_p: Tensor, targets: Tensor, grad_logprobs_K: Tensor | None, grad_entropies_K: Tensor | None, places: slice
+) -> Tensor:
+    """Gradient of a block's logits / temperature, float32 [rows, V]; `log_p` is overwritten."""
+    p = log_p.exp()
+    grad = torch.zeros_like(p)
+    if grad_logprobs_K is not None:
+        grad -= p * grad_logprobs_K[places, None]
+        grad.scatter_add_(-1, targets[:, None], grad_logprobs_K[places, None])
+    if grad_entropies_K is not None:
+        entropies = -(p * log_p).sum(-1, keepdim=True)
+        grad -= p.mul_(log_p.add_(entropies)).mul_(grad_entropies_K[places, None])
+    return grad

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -58,7 +59,13 @@ BUILDERS: dict[str, Callable[[Any], Parts]] = {
 """Training command -> its builder."""
 
 
-def train(recipe: Recipe | Mapping[str, Any] | str | Path, *, resume: bool = False, quiet: bool = False) -> Run:
+def train(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    started: float | None = None,
+) -> Run:
     """Run a recipe to its end.
 
     Args:
@@ -66,6 +73,7 @@ def train(recipe: Recipe | Mapping[str, Any] | str | Path, *, resume: bool = Fal
             `algorithm.type`.
         resume: go on from the newest checkpoint in `recipe.output`.
         quiet: print nothing.
+        started: `time.perf_counter()` when the command was given, if that was before this call; for `time/start`.
 
     Returns:
         The finished run: its folder, its metrics, its model.
@@ -73,13 +81,14 @@ def train(recipe: Recipe | Mapping[str, Any] | str | Path, *, resume: bool = Fal
     Raises:
         AccordError: anything that a person can mend. The output directory is checked before a model is loaded.
     """
+    started = time.perf_counter() if started is None else started
     recipe = recipe if isinstance(recipe, Recipe) else _read(recipe)
     directory = RunDirectory(recipe, resume)
     try:
         if recipe.push is not None:
             check_push(recipe.push)
         parts = BUILDERS[recipe.algorithm.type](recipe)
-        run = run_loop(parts, directory, write_report, resume=resume, quiet=quiet)
+        run = run_loop(parts, directory, write_report, resume=resume, quiet=quiet, started=started)
         if recipe.push is not None and parts.learner.ranks.first:
             _push(run, recipe.push, quiet)
         return run

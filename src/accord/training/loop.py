@@ -78,8 +78,17 @@ def run_loop(
     *,
     resume: bool = False,
     quiet: bool = False,
+    started: float | None = None,
 ) -> Run:
     """Run a recipe from its start or its newest whole checkpoint to its end, and write model and report.
+
+    Args:
+        parts: what to run.
+        directory: where.
+        write_report: given the directory.
+        resume: go on from the newest checkpoint.
+        quiet: print nothing.
+        started: `time.perf_counter()` when the command was given, to log how long it took to the first iteration.
 
     Raises:
         AccordError: see the parts; whatever was learnt up to the newest checkpoint is kept.
@@ -91,6 +100,9 @@ def run_loop(
     begun, notes = _restore(parts, directory) if resume else (0, [])
     config = recipe.model_dump(mode="json")
     sinks = open_sinks(recipe.train.sinks, directory.path, config, begun if resume else None) if first_rank else []
+    start = {} if started is None else {"time/start": time.perf_counter() - started}
+    if start:
+        facts = {**facts, "ready": f"{start['time/start']:.1f} s after the start"}
     with console, _stop_signals(), _warnings_shown(console):
         console.header({**facts, "output": str(directory.path), "seed": str(recipe.seed)})
         for note in (*notes, *recipe.warnings(), *parts.notes):
@@ -98,7 +110,7 @@ def run_loop(
         console.start(begun)
         try:
             for iteration in range(begun, parts.iterations):
-                metrics = _iterate(parts, iteration, directory, console)
+                metrics = _iterate(parts, iteration, directory, console) | (start if iteration == begun else {})
                 _log(metrics, iteration + 1, sinks, console)
                 if _due(recipe.train.checkpoint_every, iteration, parts.iterations) and first_rank:
                     _checkpoint(parts, directory, iteration + 1)

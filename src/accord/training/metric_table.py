@@ -61,6 +61,8 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           "`train.micro_batch_tokens`.", unit="tokens/s"),
         M("time/iteration", "Wall-clock time of the iteration.",
           "Steady.", "Look which `time/*` part grew.", unit="s"),
+        M("time/start", "Time from the command to the first iteration: imports, loading, reading and encoding rows. In the first "
+          "row alone.", "Seconds, for a small model.", "Encoding of rows takes long: fewer rows, or shorter ones.", unit="s"),
         M("time/rollout", "Time to sample responses.",
           "Often the largest part.", "Lower `rollout.max_new_tokens` or raise `rollout.max_sequences`.", unit="s"),
         M("time/reward", "Time the reward sources took.",

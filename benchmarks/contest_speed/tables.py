@@ -1,0 +1,90 @@
+"""From the turns of `speed.py` to one JSON and one table."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from contest_speed.rows import ROWS, Row
+
+Found = dict[str, Any]
+
+
+def write_results(output: Path, results: Path, about: str, name: str) -> None:
+    """Collect what has run in `output`, and write speed.json and speed.md; `about` says how it was made."""
+    found = {row.name: json.loads(path.read_text()) for row in ROWS if (path := output / f"{row.name}.json").is_file()}
+    results.mkdir(exist_ok=True)
+    (results / f"{name}.json").write_text(json.dumps(list(found.values()), indent=1) + "\n")
+    lines = ["# How fast, how small\n", "```", about.strip(), "```", ""]
+    made = {f"{one['commit']}, {one['machine']}, {one['threads']} threads" for one in found.values() if "turns" in one}
+    lines += [f"Made at {place}." for place in sorted(made)]
+    lines += ["", "Medians of all turns, smallest and largest in brackets; the factor is the median over turns.", ""]
+    lines += ["| work | accord | against | | factor | must reach | |", "|---|---|---|---|---|---|---|"]
+    for row in ROWS:
+        if row.name in found and row.measure != "growth":
+            lines += table_lines(row, found[row.name])
+    if "turns" in found.get("growth", {}):
+        lines += [
+            "",
+            "Seconds a token, as a multiple of those of the smallest amount of work:",
+            "",
+            *growth(found["growth"]),
+        ]
+    (results / f"{name}.md").write_text("\n".join(lines) + "\n")
+    print(f"{len(found)} rows -> {results / f'{name}.md'}")
+
+
+def value(row: Row, answer: Found, pairs: int) -> float:
+    """What counts of one turn."""
+    if row.measure == "memory":
+        return float(answer["peak_gib"])
+    if row.measure in ("seconds", "share"):
+        return float(answer["seconds"])
+    return float((pairs if row.measure == "pairs" else answer["tokens"]) / answer["seconds"])
+
+
+def table_lines(row: Row, found: Found) -> list[str]:
+    """One line for each other side of a row."""
+    if "failed" in found:
+        return [f"| {row.title} | failed: {found['failed']} | | | | | |"]
+    ours, *others = [
+        (label, [value(row, turn, found["pairs"]) for turn in turns]) for label, turns in found["turns"].items()
+    ]
+    lines = []
+    for label, theirs in others:
+        factors = [factor(row, mine, other) for mine, other in zip(ours[1], theirs, strict=True)]
+        middle, target = statistics.median(factors), row.targets[label]
+        reached = middle <= target if row.measure == "memory" else middle >= target
+        lines.append(
+            f"| {row.title} | {spread(ours[1])} | {label} | {spread(theirs)} | {middle:.3g} | {target:g} | "
+            f"{'yes' if reached else 'no'} |"
+        )
+    return lines
+
+
+def factor(row: Row, mine: float, other: float) -> float:
+    """How many times as fast; of memory how much of it; of a limit its share."""
+    return other / mine if row.measure in ("seconds", "share") else mine / other
+
+
+def spread(values: list[float]) -> str:
+    """Median and range."""
+    return f"{statistics.median(values):.3g} [{min(values):.3g}–{max(values):.3g}]"
+
+
+def growth(found: Found) -> list[str]:
+    """Seconds a token at each amount of work, by kind."""
+    (turns,) = found["turns"].values()
+    kinds: dict[str, dict[str, float]] = {}
+    for name in turns[0]["parts"]:
+        kind, _, times = name.partition(" x")
+        cost = [turn["parts"][name]["seconds"] / turn["parts"][name]["tokens"] for turn in turns]
+        kinds.setdefault(kind, {})[times] = statistics.median(cost)
+    factors = [f"×{times}" for times in next(iter(kinds.values()))]
+    lines = [f"| | {' | '.join(factors)} |", "|---" * (len(factors) + 1) + "|"]
+    for kind, costs in kinds.items():
+        first = next(iter(costs.values()))
+        lines.append(f"| {kind} | {' | '.join(f'{cost / first:.2f}' for cost in costs.values())} |")
+    return lines
