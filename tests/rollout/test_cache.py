@@ -23,16 +23,21 @@ def prefill(cache: RowCache, *prompts: list[float]) -> None:
         assert torch.equal(seen_keys, keys) and torch.equal(seen_values, values), "attention sees the packed prompts"
 
 
-def step(cache: RowCache, *numbers: float) -> list[list[float]]:
-    """One token for each row; returns what each row may see, and checks that keys, values and layers agree."""
-    mask = cache.begin_step()
-    assert mask.dtype == torch.bool and mask.shape[:3] == (len(numbers), 1, 1)
-    keys, values = tokens(*numbers)
+def step(cache: RowCache, *numbers: float | list[float]) -> list:
+    """New tokens for each row; returns what the row's query may see, or one such list for each of several queries."""
+    rows = [number if isinstance(number, list) else [number] for number in numbers]
+    layout = cache.begin_step(None if all(len(row) == 1 for row in rows) else [len(row) for row in rows])
+    keys, values = tokens(*[number for row in rows for number in row])
     for layer in (0, 1):
-        seen_keys, seen_values = cache.update(keys.transpose(0, 2), values.transpose(0, 2), layer)
-        assert torch.equal(seen_keys, -seen_values) and seen_keys.shape[2] == mask.shape[3]
+        seen_keys, seen_values = cache.update(keys, values, layer)
+        assert torch.equal(seen_keys, -seen_values) and seen_keys.shape[2] >= layout.width
         assert all(torch.equal(seen_keys[:, 0, :, 0], seen_keys[:, h, :, d]) for h in range(HEADS) for d in range(SIZE))
-    return [seen_keys[row, 0, mask[row, 0, 0], 0].tolist() for row in range(len(numbers))]
+    sees = (layout.mask(None, torch.float32) == 0)[:, 0]
+    found = [
+        [seen_keys[row, 0, : layout.width][sees[row, q], 0].tolist() for q in range(len(rows[row]))]
+        for row in range(len(rows))
+    ]
+    return [one if isinstance(number, list) else one[0] for one, number in zip(found, numbers, strict=True)]
 
 
 def test_each_row_sees_its_prompt_and_what_followed() -> None:

@@ -92,7 +92,7 @@ class _Generation:
         self.virtual = role.prompt.tokens if role.prompt is not None else 0  # before each prompt, and in the cache
         longest = max((len(request.prompt_ids) for request in requests), default=0) + sampling.max_new_tokens
         longest += self.virtual
-        self.cache = RowCache(min(engine.max_sequences, max(len(requests), 1)), longest)
+        self.cache = RowCache(min(engine.max_sequences, max(len(requests), 1)), longest, self.device)
 
     def run(self) -> list[Completion]:
         while self.waiting or self.flying:
@@ -112,34 +112,39 @@ class _Generation:
     def _admit(self) -> None:
         """Run waiting prompts through the model and draw their first tokens."""
         chosen: list[int] = []
+        prompts: dict[tuple[int, ...], int] = {}  # each is computed once, however many rows begin with it
         tokens = 0
         while self.waiting and len(self.flying) + len(chosen) < self.cache.rows:
-            length = self.virtual + len(self.requests[self.waiting[0]].prompt_ids)
-            if chosen and tokens + length > self.engine.prefill_tokens:
-                break
+            prompt = self.requests[self.waiting[0]].prompt_ids
+            if prompt not in prompts:
+                length = self.virtual + len(prompt)
+                if chosen and tokens + length > self.engine.prefill_tokens:
+                    break
+                prompts[prompt] = len(prompts)
+                tokens += length
             chosen.append(self.waiting.popleft())
-            tokens += length
-        prompts = [self.requests[index].prompt_ids for index in chosen]
         batch = TokenBatch.from_sequences(prompts, [[False] * len(prompt) for prompt in prompts]).to(self.device)
-        self.cache.begin_prefill([self.virtual + len(prompt) for prompt in prompts])
+        owners = [prompts[self.requests[index].prompt_ids] for index in chosen]
+        self.cache.begin_prefill([self.virtual + len(prompt) for prompt in prompts], owners)
         hidden_TH = trunk_states(self.role, batch, self.cache)
         first = len(self.flying)
         self.flying += [Response.begin(index, self.requests[index], self.sampling) for index in chosen]
-        self._draw(hidden_TH[batch.cu_seqlens[1:].long() - 1], first)
+        last_B = (batch.cu_seqlens[1:].long() - 1)[torch.tensor(owners, device=self.device)]
+        self._draw(hidden_TH[last_B], first)
 
     def _step(self) -> None:
         """One token for each sequence in flight."""
-        last = torch.tensor([[sequence.token_ids[-1]] for sequence in self.flying])
-        positions = self.cache.lengths[: self.cache.active, None].clone()
-        mask = self.cache.begin_step()
-        hidden = self.role.trunk(
+        last = torch.tensor([[sequence.token_ids[-1] for sequence in self.flying]])
+        positions = self.cache.lengths[None, : self.cache.active].clone()
+        step = self.cache.begin_step()
+        hidden_BH = self.role.trunk(
             input_ids=last.to(self.device),
             position_ids=positions.to(self.device),
-            attention_mask=mask.to(self.device),
             past_key_values=self.cache,
             use_cache=True,
-        ).last_hidden_state[:, 0]
-        self._draw(hidden, 0)
+            step=step,
+        ).last_hidden_state[0]
+        self._draw(hidden_BH, 0)
 
     def _draw(self, hidden_BH: Tensor, first: int) -> None:
         """Draw the next token of the sequences from number `first` on; those that end leave the batch."""
