@@ -9,9 +9,9 @@ from torch import nn
 from accord.errors import ModelError
 from accord.model import attention
 from accord.model.attention import (
-    Step,
     FLASH,
     SEGMENTS,
+    Step,
     choose_attention,
     flash_attention,
     packed_arguments,
@@ -56,7 +56,9 @@ def test_a_step_sees_the_filled_columns_of_its_row_within_the_window(window: int
     query = query[:1]
     lengths = torch.tensor([9, 4, 6])
     places = torch.arange(max(new))
-    seen_BQ = torch.where(places < torch.tensor(new)[:, None], lengths[:, None] - torch.tensor(new)[:, None] + places + 1, 0)
+    seen_BQ = torch.where(
+        places < torch.tensor(new)[:, None], lengths[:, None] - torch.tensor(new)[:, None] + places + 1, 0
+    )
     got, _ = segment_attention(LAYER, query, key, value, None, step=Step(seen_BQ, 9), sliding_window=window)
     assert got.shape == (1, sum(new), query.shape[1], query.shape[3])
     n = 0

@@ -75,3 +75,32 @@ def test_longer_sequences_make_it_grow_and_keep_what_it_holds() -> None:
     prefill(cache, list(range(100, 140)))
     assert cache.columns == 40
     assert step(cache, 12, 140) == [[*seen[0], 12], list(range(100, 141))]
+
+
+def test_a_prompt_may_begin_several_rows() -> None:
+    cache = RowCache(5, 8)
+    prefill(cache, [9])
+    cache.begin_prefill([2, 3], owners=[1, 0, 1])
+    keys, values = tokens(10, 11, 20, 21, 22)
+    for layer in (0, 1):
+        cache.update(keys, values, layer)
+    assert step(cache, 1, 2, 3, 4) == [[9, 1], [20, 21, 22, 2], [10, 11, 3], [20, 21, 22, 4]]
+
+
+def test_steps_of_several_tokens_and_taking_some_back() -> None:
+    cache = RowCache(3, 4)
+    prefill(cache, [10, 11], [20], [30, 31, 32])
+    seen = step(cache, [12], [21, 22, 23], [33, 34])
+    assert seen == [
+        [[10, 11, 12]],
+        [[20, 21], [20, 21, 22], [20, 21, 22, 23]],
+        [[30, 31, 32, 33], [30, 31, 32, 33, 34]],
+    ]
+    cache.take_back([0, 2, 1])
+    assert cache.lengths.tolist() == [3, 2, 4]
+    assert step(cache, 13, 24, 35) == [[10, 11, 12, 13], [20, 21, 24], [30, 31, 32, 33, 35]]
+    assert cache.drop(0) == 2
+    assert step(cache, [36, 37], [25, 26]) == [
+        [[30, 31, 32, 33, 35, 36], [30, 31, 32, 33, 35, 36, 37]],
+        [[20, 21, 24, 25], [20, 21, 24, 25, 26]],
+    ]

@@ -52,7 +52,9 @@ class Step:
         """What is added to the scores, [B, 1, Q, width]; made once for all layers."""
         key = (window, dtype)
         if key not in self._masks:
-            seen_BQ1 = self.seen_BQ[:, :, None].clamp(min=1)  # a query that is none sees one key, so that nothing is NaN
+            seen_BQ1 = self.seen_BQ[:, :, None].clamp(
+                min=1
+            )  # a query that is none sees one key, so that nothing is NaN
             columns = torch.arange(self.width, device=self.seen_BQ.device)
             sees = columns < seen_BQ1
             if window is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -27,6 +27,7 @@ def folded_layers(model: nn.Module, adapter: str) -> list[LoraLayer] | None:
     weights = [getattr(layer.get_base_layer(), "weight", None) for layer in layers]
     plain = all(
         type(weight) is nn.Parameter
+        and type(weight.data) is Tensor
         and weight.dtype in FOLDABLE
         and weight.ndim == 2
         and hasattr(layer, "get_delta_weight")
@@ -39,8 +40,13 @@ def folded_layers(model: nn.Module, adapter: str) -> list[LoraLayer] | None:
 
 def folded_bytes(layers: list[LoraLayer]) -> int:
     """Memory that folding takes."""
-    weights: list[Tensor] = [layer.get_base_layer().weight for layer in layers]
-    return sum(weight.nbytes for weight in weights)
+    return sum(_weight(layer).nbytes for layer in layers)
+
+
+def _weight(layer: LoraLayer) -> nn.Parameter:
+    weight = layer.get_base_layer().weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
 
 
 @contextmanager
@@ -55,9 +61,9 @@ def folded(layers: list[LoraLayer], adapter: str, seed: int) -> Iterator[None]:
     aside: list[tuple[nn.Parameter, Tensor]] = []
     try:
         for number, layer in enumerate(layers):
-            weight: nn.Parameter = layer.get_base_layer().weight
+            weight, linear = _weight(layer), cast(Any, layer)
             with torch.no_grad():
-                exact = weight.float() + layer.get_delta_weight(adapter).float()
+                exact = weight.float() + linear.get_delta_weight(adapter).float()
                 stands_in = exact if weight.dtype == torch.float32 else round_either_way(exact, seed + number)
             aside.append((weight, weight.data))
             weight.data = stands_in

@@ -66,9 +66,9 @@ class RowCache:
         self.lengths[: self.active] = after
         return Step(seen_BQ.to(self.device), width)
 
-    def forget(self, lengths: Sequence[int]) -> None:
-        """The active rows are only this long: what was written behind is overwritten by what comes next."""
-        self.lengths[: self.active] = torch.tensor(lengths)
+    def take_back(self, counts: Sequence[int]) -> None:
+        """So many last tokens of each active row were not to come; what follows takes their places."""
+        self.lengths[: self.active] -= torch.tensor(counts)
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """Store new keys and values, packed [1, heads, N, D]; returns those that the queries may see."""
