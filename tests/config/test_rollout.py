@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from accord.config import RolloutConfig
+from accord.config import PPORecipe, RolloutConfig, build
+from accord.errors import ConfigError
 
 
 def test_sampling_from_the_whole_distribution_warns_of_nothing():
@@ -13,3 +14,22 @@ def test_sampling_from_the_whole_distribution_warns_of_nothing():
 def test_sampling_from_a_part_of_it_does(given):
     (warning,) = RolloutConfig(**given).warnings()
     assert "truncated distribution" in warning and "sampling/logprob_difference_max" in warning
+
+
+def test_rows_and_folding_are_chosen_by_the_engine_unless_given():
+    assert RolloutConfig().max_sequences == RolloutConfig().merge_adapter == "auto"
+    assert RolloutConfig(max_sequences=5).max_sequences == 5 and RolloutConfig(merge_adapter=True).merge_adapter is True
+
+
+def test_an_adapter_that_cannot_be_folded_in_is_refused_before_anything_is_loaded():
+    given = {
+        "model": {"path": "m"},
+        "data": {"path": "d"},
+        "output": "o",
+        "reward": "r.py:f",
+        "rollout": {"merge_adapter": True},
+    }
+    assert build(PPORecipe, given).rollout.merge_adapter is True
+    for adapter in (None, {"method": "lora", "dora": True}, {"method": "ia3"}):
+        with pytest.raises(ConfigError, match=r"rollout\.merge_adapter: true folds a LoRA adapter"):
+            build(PPORecipe, given | {"adapter": adapter, "critic": {"source": "policy_trunk"}})

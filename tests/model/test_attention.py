@@ -14,6 +14,7 @@ from accord.model import attention
 from accord.model.attention import (
     FLASH,
     SEGMENTS,
+    Step,
     choose_attention,
     flash_attention,
     packed_arguments,
@@ -52,14 +53,26 @@ def test_each_segment_attends_to_its_own_past_within_the_window(window: int | No
 
 
 @pytest.mark.parametrize("window", [None, 1, 4, 50])
-def test_decoding_sees_the_filled_columns_of_its_row_within_the_window(window: int | None) -> None:
-    query, key, value = qkv(1, keys=10, rows=3)
-    lengths = torch.tensor([10, 3, 6])
-    columns = torch.arange(10)
-    mask = (columns < lengths[:, None])[:, None, None, :]
-    got, _ = segment_attention(LAYER, query, key, value, mask, sliding_window=window)
-    allowed = mask & (columns >= lengths[:, None, None, None] - (window or 99))
-    torch.testing.assert_close(got, by_hand(query, key, value, allowed), atol=1e-6, rtol=1e-5)
+@pytest.mark.parametrize("new", [(1, 1, 1), (2, 2, 2), (1, 4, 2)])
+def test_a_step_sees_the_filled_columns_of_its_row_within_the_window(window: int | None, new: tuple[int, ...]) -> None:
+    """Ragged new tokens over rows of a cache: each query by hand, one at a time. Heads share keys in pairs."""
+    query, key, value = qkv(sum(new), keys=10, rows=3)
+    query = query[:1]
+    lengths = torch.tensor([9, 4, 6])
+    places = torch.arange(max(new))
+    seen_BQ = torch.where(
+        places < torch.tensor(new)[:, None], lengths[:, None] - torch.tensor(new)[:, None] + places + 1, 0
+    )
+    got, _ = segment_attention(LAYER, query, key, value, None, step=Step(seen_BQ, 9), sliding_window=window)
+    assert got.shape == (1, sum(new), query.shape[1], query.shape[3])
+    n = 0
+    for row, count in enumerate(new):
+        for seen in seen_BQ[row, :count].tolist():
+            keys = key[[row], :, :seen][:, :, -(window or 99) :]
+            values = value[[row], :, :seen][:, :, -(window or 99) :]
+            wanted = by_hand(query[:, :, [n]], keys, values, torch.ones(1, 1, 1, keys.shape[2], dtype=torch.bool))
+            torch.testing.assert_close(got[:, [n]], wanted, atol=1e-6, rtol=1e-5)
+            n += 1
 
 
 @pytest.mark.parametrize("block", [1, 3, 256])
@@ -133,7 +146,7 @@ def test_one_whole_sequence_needs_no_bounds() -> None:
 def test_calls_that_would_see_padding_are_refused() -> None:
     with pytest.raises(ValueError, match="does not see padding"):
         segment_attention(LAYER, *qkv(5, rows=2), None)
-    with pytest.raises(ValueError, match="needs a 4-d attention mask"):
+    with pytest.raises(ValueError, match="needs a `step`"):
         segment_attention(LAYER, *qkv(1, keys=5), None)
 
 
@@ -175,7 +188,7 @@ def test_choose_attention(monkeypatch, device: str, dtype: torch.dtype, installe
 
 
 def test_flash_takes_packed_sequences_and_leaves_decoding_to_segments(monkeypatch) -> None:
-    """The kernels read no 4-d mask, so a decoding step must not reach them. (They themselves need a GPU.)"""
+    """The kernels know no rows of a cache, so a decoding step must not reach them. (They themselves need a GPU.)"""
     calls = []
 
     def kernels(module, query, key, value, attention_mask, **arguments):
@@ -187,10 +200,10 @@ def test_flash_takes_packed_sequences_and_leaves_decoding_to_segments(monkeypatc
     flash_attention(LAYER, query, key, value, None, segment_bounds=[0, 2, 5], cu_seq_lens_q=torch.tensor([0, 2, 5]))
     assert calls == [(None, ["cu_seq_lens_q"])]
     query, key, value = qkv(1, 5)
-    mask = torch.tensor([True, True, True, True, False])[None, None, None]
-    out, _ = flash_attention(LAYER, query, key, value, mask)
+    step = Step(torch.tensor([[4]]), 4)
+    out, _ = flash_attention(LAYER, query, key, value, None, step=step)
     assert len(calls) == 1
-    assert torch.equal(out, segment_attention(LAYER, query, key, value, mask)[0])
+    assert torch.equal(out, segment_attention(LAYER, query, key, value, None, step=step)[0])
 
 
 def test_packed_arguments_of_shared_prefixes_by_hand() -> None:

@@ -11,10 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from accord.batch import TokenBatch
-from accord.config import LoraConfig, ModelConfig, ReferenceConfig
-from accord.errors import GenerationError
+from accord.config import LoraConfig, ModelConfig, PromptConfig, ReferenceConfig
+from accord.errors import GenerationError, ModelError
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
+from accord.rollout.lookup import Speculation
 from accord.rollout.native import NativeEngine
 from accord.rollout.protocol import Completion, Request, Sampling
 
@@ -272,3 +273,114 @@ def test_an_exception_of_the_hook_ends_the_sampling_and_leaves_the_engine_fit(mo
     with pytest.raises(KeyboardInterrupt):
         engine.generate(requests_, GREEDY, on_token=stop)
     assert len(seen) == 5 and same(engine.generate(requests_, GREEDY), wanted)
+
+
+@pytest.mark.parametrize("rows", [2, 5, 64])
+def test_samples_of_one_prompt_compute_it_once_and_are_what_they_are_alone(
+    engine_roles: Roles, requests_, rows: int
+) -> None:
+    computed = []
+    engine_roles.roles["policy"].trunk.register_forward_pre_hook(
+        lambda _, __, kwargs: computed.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    sampling = Sampling(NEW, temperature=1.3, stop_ids=frozenset(range(40, 60)))
+    many = [replace(request, seed=10 * n + s) for n, request in enumerate(requests_[4:7]) for s in range(4)]
+    alone = [NativeEngine(engine_roles, 1).generate([request], sampling)[0] for request in many]
+    computed.clear()
+    assert same(NativeEngine(engine_roles, rows).generate(many, sampling), alone)
+    assert len({completion.token_ids for completion in alone}) == len(many)
+    if rows == 64:
+        assert computed[0] == sum(len(request.prompt_ids) for request in requests_[4:7])
+
+
+SPECULATION = Speculation(ngram=1, tokens=4)
+
+
+@pytest.fixture
+def repeating() -> list[Request]:
+    """Prompts that say the same again and again."""
+    return [Request(tuple([5, 9, 30, 11, 5, 9, 30, 11, 5, 9][: 2 + n]), seed=n) for n in range(8)]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+@pytest.mark.parametrize(
+    "sampling",
+    [GREEDY, Sampling(NEW, temperature=0.2), Sampling(40, temperature=1.3, top_k=4, stop_ids=frozenset(range(40, 60)))],
+)
+def test_speculative_decoding_gives_the_same_tokens(family, model_folder, repeating, sampling, rows: int) -> None:
+    roles = roles_of(model_folder(family))
+    told: dict[int, list[int]] = {}
+    counts: list[tuple[int, int]] = []
+    plain = NativeEngine(roles, rows).generate(repeating, sampling)
+    engine = NativeEngine(roles, rows, speculation=SPECULATION)
+    done = engine.generate(
+        repeating,
+        sampling,
+        lambda finished, tokens: counts.append((finished, tokens)),
+        lambda request, token: told.setdefault(request, []).append(token),
+    )
+    assert same(done, plain)
+    assert [tuple(told[n]) for n in range(len(repeating))] == [c.token_ids for c in done]
+    assert sum(n for n, _ in counts) == len(repeating) and sum(n for _, n in counts) == sum(
+        len(c.token_ids) for c in done
+    )
+    drafted, accepted = engine.take_drafts()
+    assert drafted > accepted >= 0 and drafted > 0, "drafts were made, and not all were right"
+    assert engine.take_drafts() == (0, 0)
+    assert NativeEngine(roles, rows).take_drafts() is None
+
+
+def test_right_drafts_save_steps(model_folder, repeating) -> None:
+    """Without its layers' outputs the next token follows from the last one alone, so greedy decoding soon goes in a circle."""
+    roles = roles_of(model_folder("llama"))
+    for name, weight in roles.model.named_parameters():
+        if "o_proj" in name or "down_proj" in name:
+            weight.data.zero_()
+    passes = []
+    roles.roles["policy"].trunk.register_forward_pre_hook(lambda *_: passes.append(1))
+    plain = NativeEngine(roles, 8).generate(repeating, Sampling(90, temperature=0))
+    assert len(passes) == 90
+    passes.clear()
+    engine = NativeEngine(roles, 8, speculation=Speculation(3, 6))
+    assert same(engine.generate(repeating, Sampling(90, temperature=0)), plain)
+    drafted, accepted = engine.take_drafts()
+    assert accepted == drafted, "what went round once goes round again"
+    assert 90 / 7 < len(passes) < 60
+
+
+def test_speculation_behind_virtual_tokens(model_folder, repeating, shake) -> None:
+    roles = Roles(ModelConfig(path=str(model_folder("llama"))), PromptConfig(tokens=3), torch.device("cpu"))
+    roles.add_policy()
+    shake(roles.trainable("policy").values(), 0.2)
+    engine = NativeEngine(roles, 3, speculation=SPECULATION)
+    assert same(engine.generate(repeating, GREEDY), NativeEngine(roles, 3).generate(repeating, GREEDY))
+
+
+def test_a_folded_adapter_samples_what_the_adapter_beside_its_base_samples(model_folder, requests_, shake) -> None:
+    roles = roles_of(model_folder("llama"), LoraConfig(r=4))
+    shake(roles.trainable("policy").values())
+    wanted = NativeEngine(roles, 4, merge=False).generate(requests_, GREEDY)
+    done = NativeEngine(roles, 4, merge=True).generate(requests_, GREEDY)
+    assert [c.token_ids for c in done] == [c.token_ids for c in wanted]
+    assert [c.logprobs for c in done] != [c.logprobs for c in wanted]
+
+
+def test_folding_by_itself_where_it_pays(model_folder, requests_, shake, monkeypatch) -> None:
+    roles = roles_of(model_folder("llama"), LoraConfig(r=4))
+    shake(roles.trainable("policy").values())
+    folded = []
+    make = Roles.folded
+    monkeypatch.setattr(Roles, "folded", lambda *arguments: (folded.append(arguments[2]), make(*arguments))[1])
+    engine = NativeEngine(roles, 64, merge=None)
+    engine.load(None, 7)
+    engine.generate(requests_, Sampling(63))
+    assert folded == [], "too few steps"
+    engine.generate(requests_, Sampling(64))
+    assert folded == [7], "rounded anew for each version"
+    monkeypatch.setattr("accord.rollout.native.memory_bytes", lambda device: 2**16)
+    engine.generate(requests_, Sampling(64))
+    assert folded == [7], "no room for the copy"
+    bare = roles_of(model_folder("llama"))
+    assert len(NativeEngine(bare, 64, merge=None).generate(requests_, Sampling(64))) == len(requests_)
+    with pytest.raises(ModelError, match="merge_adapter: true needs a plain LoRA adapter"):
+        NativeEngine(bare, 64, merge=True)

@@ -101,3 +101,20 @@ def test_logits_are_left_as_they_were() -> None:
     logits = LOGITS[None].clone()
     sample_tokens(logits, torch.tensor([0.5]), Sampling(1, temperature=0.5, top_k=2, top_p=0.5))
     assert torch.equal(logits, LOGITS[None])
+
+
+@pytest.mark.parametrize("vocabulary", [8, 255, 256, 257, 1000])
+def test_the_draw_is_where_the_plain_cumulative_sum_passes_the_number(vocabulary: int, monkeypatch) -> None:
+    """Any size of the vocabulary beside the size of a block, and rows in tiles."""
+    monkeypatch.setattr("accord.rollout.sampling.TILE", 3 * vocabulary)
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(500, vocabulary, generator=generator) * 3
+    uniforms = torch.rand(500, generator=generator)
+    tokens, logprobs = sample_tokens(logits, uniforms, Sampling(1))
+    ends = logits.double().softmax(-1).cumsum(-1)
+    before = ends.gather(-1, (tokens[:, None] - 1).clamp(min=0)).squeeze(-1) * (tokens > 0)
+    after = ends.gather(-1, tokens[:, None]).squeeze(-1)
+    assert (before - 1e-6 <= uniforms).all() and (uniforms <= after + 1e-6).all()
+    torch.testing.assert_close(
+        logprobs, logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1), atol=1e-5, rtol=0
+    )

@@ -69,7 +69,7 @@ from accord.config.reward_kinds import (
     UrlConfig,
     VerifierConfig,
 )
-from accord.config.rollout import RolloutConfig
+from accord.config.rollout import RolloutConfig, SpeculativeConfig
 from accord.config.train import ExampleTrain, PlacementConfig, RolloutTrain, TrainConfig
 
 __all__ = [
@@ -148,6 +148,7 @@ __all__ = [
     "ServedRewards",
     "SimPOConfig",
     "SimPORecipe",
+    "SpeculativeConfig",
     "TrainConfig",
     "UrlConfig",
     "VerifierConfig",

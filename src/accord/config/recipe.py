@@ -149,6 +149,11 @@ class RolloutRecipe(Recipe):
                 "rollout.dynamic_sampling drops groups whose responses all have one score, and rollout.samples: 1 makes every "
                 "group such a one; use samples of 2 or more"
             )
+        if self.rollout.merge_adapter is True and not _merges(self.adapter):
+            raise ValueError(
+                "rollout.merge_adapter: true folds a LoRA adapter into the base while sampling, and needs adapter.method lora "
+                "without dora, or adalora; leave it at auto, which folds in where that can be done"
+            )
         if self.train.batch_size < self.algorithm.minibatches:
             raise ValueError(
                 f"{self.train.batch_size} responses (train.batch_size) cannot be cut into "
@@ -176,3 +181,8 @@ class RolloutRecipe(Recipe):
                 f"{self.algorithm.type} compares the responses to one prompt, so rollout.samples must be 2 or more "
                 f"(given: {self.rollout.samples}); ppo and reinforce need no groups"
             )
+
+
+def _merges(adapter: AdapterConfig | None) -> bool:
+    """Whether an adapter adds a matrix to each layer's."""
+    return adapter is not None and adapter.method in ("lora", "adalora") and not getattr(adapter, "dora", False)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from accord.config.base import Section
+
+
+class SpeculativeConfig(Section):
+    """Drafts of several tokens, checked in one step. The responses are the same as without, only faster where they repeat their
+    prompt or themselves (summaries, edits, code); elsewhere slower."""
+
+    ngram: int = Field(3, ge=1)
+    """A draft is what followed the last so many tokens when they stood before in the prompt or the response."""
+    tokens: int = Field(4, ge=1)
+    """Longest draft."""
 
 
 class RolloutConfig(Section):
@@ -30,8 +40,15 @@ class RolloutConfig(Section):
     """Groups whose responses all have one score teach nothing: they are dropped, and other prompts sampled in their place, in up
     to this many further rounds (DAPO, arXiv:2503.14476, section 3.2; verl's recipe: 10). What is missing then is filled up with
     dropped groups. 0: no group is dropped."""
-    max_sequences: int = Field(64, ge=1)
-    """Sequences decoded together."""
+    max_sequences: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Sequences decoded together. auto: as many as a quarter of the device's memory holds, at most 256, where throughput becomes
+    flat."""
+    merge_adapter: bool | Literal["auto"] = "auto"
+    """Fold a LoRA adapter into the base while sampling, which takes the memory of one copy of the layers it changes. In float32
+    that is exact but for rounding, in bfloat16 it is rounded up or down at random. auto: where it can be done, the copy takes at
+    most an eighth of the device's memory, and there are enough tokens to sample."""
+    speculative: SpeculativeConfig | None = None
+    """Speculative decoding by n-gram look-up; null = off."""
 
     def warnings(self) -> list[str]:
         """Settings that run, but seldom do what is wanted."""

@@ -3,12 +3,14 @@
 Registered with transformers as `accord_segments`. A model that is called with `segment_bounds` (see `packed_arguments`) runs
 one scaled-dot-product attention per sequence, which costs sum(L^2) and not (sum L)^2, and cannot leak from one sequence to the
 next. Where sequences share a prefix, a segment is what a sequence has of its own, and its `key_paths` say whose tokens precede
-it. A model that is called with a cache passes its own 4-d mask. Any other call would attend across padding, so it fails.
+it. A decoding step over a cache is called with `step` (see `Step`): one attention over the rows of the cache. Any other call
+would attend across padding, so it fails.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -27,6 +29,66 @@ SEGMENTS = "accord_segments"
 FLASH = "accord_flash"
 
 
+@dataclass
+class Step:
+    """A decoding step: the new tokens of each row of a cache lie end to end as [1, N], in the order of the rows.
+
+    Keys and values are those of the cache, [rows, heads, columns, D], each row filled from its first column on. The N queries
+    are put into rows only for the attention itself, so linear layers compute no padding.
+    """
+
+    seen_BQ: Tensor
+    """How many keys of its row each query may see, itself included, int64 [B, Q]; 0 where a row has fewer than Q new tokens."""
+    width: int
+    """Columns that any query sees."""
+    _masks: dict[tuple[int | None, torch.dtype], Tensor] = field(default_factory=dict)
+    _places: Tensor | None = None
+
+    @property
+    def places_N(self) -> Tensor | None:
+        """Place of each new token in the flattened [B, Q]; `None` where each row has Q."""
+        if self.seen_BQ.shape[1] > 1 and self._places is None:
+            self._places = (self.seen_BQ.flatten() > 0).nonzero().flatten()
+        return self._places
+
+    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """What is added to the scores, [B, 1, Q, width]; made once for all layers."""
+        key = (window, dtype)
+        if key not in self._masks:
+            seen_BQ1 = self.seen_BQ[:, :, None].clamp(
+                min=1
+            )  # a query that is none sees one key, so that nothing is NaN
+            columns = torch.arange(self.width, device=self.seen_BQ.device)
+            sees = columns < seen_BQ1
+            if window is not None:
+                sees = sees & (columns >= seen_BQ1 - window)
+            added = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
+            self._masks[key] = added.masked_fill_(~sees, -torch.inf)[:, None]
+        return self._masks[key]
+
+
+def _step_attention(
+    query: Tensor, key: Tensor, value: Tensor, step: Step, scaling: float | None, dropout: float, window: int | None
+) -> Tensor:
+    """Attention of new tokens [1, heads, N, D] over the rows of a cache; returns [1, N, heads, D]."""
+    rows, queries = step.seen_BQ.shape
+    new_NHD, places_N = query[0].transpose(0, 1), step.places_N
+    if places_N is not None:
+        padded = new_NHD.new_zeros(rows * queries, *new_NHD.shape[1:])
+        new_NHD = padded.index_copy(0, places_N, new_NHD)
+    out = functional.scaled_dot_product_attention(
+        new_NHD.unflatten(0, (rows, queries)).transpose(1, 2),
+        key[:, :, : step.width],
+        value[:, :, : step.width],
+        step.mask(window, query.dtype),
+        dropout,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    out = out.transpose(1, 2).flatten(0, 1)
+    return (out if places_N is None else out[places_N])[None]
+
+
 def segment_attention(
     module: nn.Module,
     query: Tensor,
@@ -39,6 +101,7 @@ def segment_attention(
     key_bounds: list[int] | None = None,
     key_paths: Sequence[Sequence[tuple[int, int]]] | None = None,
     masks: Masks | None = None,
+    step: Step | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
@@ -49,13 +112,14 @@ def segment_attention(
     Args:
         module: the attention layer (its signature is given by transformers).
         query: [B, heads, Q, D]; key, value: [B, key-value heads, K, D]. B = 1 for packed sequences.
-        attention_mask: bool [B, 1, 1, K], true = may attend, from the first column on; only for decoding.
+        attention_mask: none; what a query sees follows from the other arguments.
         scaling: factor of the scores, 1/sqrt(D) if not given.
         dropout: on the attention weights.
         segment_bounds: [0, end of sequence 1, ..., T] for packed sequences.
         key_bounds: the same of the keys, where a prefix comes before those of each sequence; every token sees it.
         key_paths: for each segment whose keys precede its own (see `Layout.paths`), where prefixes are shared.
         masks: takes the masks that are made, for the layers that follow.
+        step: of a decoding step; the keys and values are then those of a cache's rows.
         sliding_window: a token sees this many last tokens, itself included.
         softcap, s_aux: soft-capped scores and attention sinks, which this attention does not compute.
 
@@ -68,19 +132,12 @@ def segment_attention(
     if softcap is not None or s_aux is not None:
         what = "soft-capped attention scores" if softcap is not None else "attention sinks"
         raise ModelError(f"{type(module).__name__} has {what}, which {SEGMENTS} attention does not compute")
-    grouped = query.shape[1] != key.shape[1]
-    if attention_mask is not None:
-        if sliding_window is not None:
-            columns = torch.arange(key.shape[2], device=key.device)
-            attention_mask = attention_mask & (columns >= attention_mask.sum(-1, keepdim=True) - sliding_window)
-        out = functional.scaled_dot_product_attention(
-            query, key, value, attention_mask, dropout, scale=scaling, enable_gqa=grouped
-        )
-        return out.transpose(1, 2), None
+    if step is not None:
+        return _step_attention(query, key, value, step, scaling, dropout, sliding_window), None
     if segment_bounds is None:
         if query.shape[2] != key.shape[2]:
-            raise ValueError(f"{SEGMENTS} attention over a cache needs a 4-d attention mask")
-        if query.shape[0] > 1:
+            raise ValueError(f"{SEGMENTS} attention over a cache needs a `step`")
+        if query.shape[0] > 1 or attention_mask is not None:
             raise ValueError(f"{SEGMENTS} attention does not see padding; call the model with segment_bounds instead")
         segment_bounds = [0, query.shape[2]]
     lengths = _lengths(segment_bounds)
@@ -123,7 +180,7 @@ def flash_attention(
 
     Registered as `accord_flash`. For the arguments see `segment_attention`.
     """
-    if attention_mask is not None or arguments.get("segment_bounds") is None:
+    if arguments.get("segment_bounds") is None:
         return segment_attention(module, query, key, value, attention_mask, **arguments)
     for ours in ("segment_bounds", "key_bounds", "key_paths", "masks"):
         arguments.pop(ours, None)

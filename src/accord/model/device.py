@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -51,3 +52,15 @@ def peak_memory_gib(device: torch.device) -> float:
         return torch.accelerator.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory that a device has, in bytes: of an accelerator, or of the machine and what this process's control group may use."""
+    if device.type != "cpu":
+        return int(torch.accelerator.get_memory_info(device)[1])
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except OSError:
+        return machine
+    return min(machine, int(limit)) if limit.isdigit() else machine

@@ -17,6 +17,7 @@ from accord.errors import ModelError
 from accord.model.adapters import SCORE, AdapterSet
 from accord.model.classifiers import ClassFacts, head_shape, read_labels, refuse_classes, saved_head
 from accord.model.critic import read_value_head, saved_critic
+from accord.model.folding import LoraLayer, folded, folded_layers
 from accord.model.forward import Role, why_whole
 from accord.model.heads import ClassHead, ScalarHead
 from accord.model.loading import (
@@ -337,6 +338,19 @@ class Roles:
             return
         with self.adapters.active(role.adapter, trains=train and role.trains):
             yield role
+
+    def foldable(self, name: str) -> list[LoraLayer] | None:
+        """The layers that a role's adapter changes, if it can be folded into all of them; see `folding`."""
+        role = self.roles[name]
+        return folded_layers(role.trunk, role.adapter) if role.shared and role.adapter is not None else None
+
+    @contextmanager
+    def folded(self, name: str, seed: int) -> Iterator[None]:
+        """A role's adapter is part of its base for a while, and off; inside `use`. See `folding.folded`."""
+        adapter, layers = self.roles[name].adapter, self.foldable(name)
+        assert adapter is not None and layers is not None
+        with folded(layers, adapter, seed), self.adapters.active(None, trains=False):
+            yield
 
     def trainable(self, name: str) -> dict[str, nn.Parameter]:
         """The weights of a role that learn, by a name that stays the same from run to run."""

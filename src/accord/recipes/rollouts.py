@@ -18,6 +18,7 @@ from accord.recipes.build import check_context, check_tokenizer, load_split, mod
 from accord.recipes.rewards import add_rewards, check_columns, mixed, open_light
 from accord.rewards import MixedReward
 from accord.rollout.collect import Collector
+from accord.rollout.lookup import Speculation
 from accord.rollout.native import NativeEngine
 from accord.rollout.protocol import Sampling
 from accord.training.learner import Learner
@@ -60,7 +61,7 @@ def build_rollouts(
     rollout = recipe.rollout
     longest = max(len(prompt.ids) for prompt in split.train) + rollout.max_new_tokens
     check_context(roles, longest, "data.max_prompt_tokens or rollout.max_new_tokens")
-    engine = NativeEngine(roles, rollout.max_sequences, recipe.train.micro_batch_tokens)
+    engine = make_engine(recipe, roles)
     sampling = make_sampling(recipe, encoder.stop_ids)
     collector = Collector(
         engine, rewards if recipe.reward else None, roles.tokenizer, sampling, rollout.samples, recipe.seed, greedy
@@ -148,6 +149,19 @@ def add_roles(recipe: RolloutRecipe, roles: Roles) -> Scorer:
     if critic is not None:
         roles.add_critic(critic)
     return Scorer(roles, recipe.train.micro_batch_tokens, recipe.rollout.temperature)
+
+
+def make_engine(recipe: RolloutRecipe, roles: Roles) -> NativeEngine:
+    """What samples from the policy, as the recipe's rollout section wants it."""
+    rollout = recipe.rollout
+    drafts = rollout.speculative
+    return NativeEngine(
+        roles,
+        None if rollout.max_sequences == "auto" else rollout.max_sequences,
+        recipe.train.micro_batch_tokens,
+        merge=None if rollout.merge_adapter == "auto" else rollout.merge_adapter,
+        speculation=None if drafts is None else Speculation(drafts.ngram, drafts.tokens),
+    )
 
 
 def make_sampling(recipe: RolloutRecipe, stop_ids: frozenset[int]) -> Sampling:

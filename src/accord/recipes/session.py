@@ -21,10 +21,9 @@ from accord.recipes.build import check_context, check_start, check_training, ope
 from accord.recipes.family import check_family
 from accord.recipes.outside import Tokens, outside_rollouts
 from accord.recipes.ppo import make_algorithm
-from accord.recipes.rollouts import add_roles, check_critic, make_ptx, make_sampling, own_rates
+from accord.recipes.rollouts import add_roles, check_critic, make_engine, make_ptx, make_sampling, own_rates
 from accord.rewards.protocol import checked_rewards, describe, with_scores
 from accord.rollout.collect import Collector
-from accord.rollout.native import NativeEngine
 from accord.training.learner import Learner
 from accord.training.loop import learn, seed_everything
 from accord.training.optim import MakeOptimizer
@@ -97,7 +96,7 @@ class PPO:
         device = choose_device(recipe.placement)
         self.roles, self.encoder = open_model(recipe.model, recipe.adapter, device, recipe.seed)
         self.scorer = add_roles(recipe, self.roles)
-        self.engine = NativeEngine(self.roles, recipe.rollout.max_sequences, recipe.train.micro_batch_tokens)
+        self.engine = make_engine(recipe, self.roles)
         self.algorithm = make_algorithm(recipe)
         steps = recipe.train.iterations * recipe.algorithm.epochs * recipe.algorithm.minibatches
         self.learner = Learner(

@@ -39,6 +39,13 @@ class Counting(Protocol):
     def take_counts(self) -> dict[str, int]: ...
 
 
+@runtime_checkable
+class Drafting(Protocol):
+    """An engine that may decode speculatively."""
+
+    def take_drafts(self) -> tuple[int, int] | None: ...
+
+
 @dataclass(frozen=True)
 class Collection:
     """Scored rollouts, and how long each part took (seconds)."""
@@ -48,6 +55,8 @@ class Collection:
     reward_seconds: float
     reward_counts: Mapping[str, int] = field(default_factory=dict)
     """What the reward sources counted, by `label/event`."""
+    drafts: tuple[int, int] | None = None
+    """Tokens of drafts, and how many of them were right; only of an engine that decodes speculatively."""
 
 
 class Collector:
@@ -103,6 +112,7 @@ class Collector:
         completions = self._generate(requests, self.sampling, progress)
         rollouts = [self._rollout(prompt, n, done) for (n, prompt, _), done in zip(places, completions, strict=True)]
         likeliest = self._greedy(numbered) if self.greedy else []
+        drafts = self.engine.take_drafts() if isinstance(self.engine, Drafting) else None
         sampled = time.perf_counter()
         counts: dict[str, int] = {}
         if self.rewards is not None:
@@ -112,7 +122,7 @@ class Collector:
         if likeliest:
             of_prompt = {rollout.group: rollout for rollout in likeliest}
             rollouts = [replace(rollout, greedy=of_prompt[rollout.group]) for rollout in rollouts]
-        return Collection(rollouts, sampled - started, time.perf_counter() - sampled, counts)
+        return Collection(rollouts, sampled - started, time.perf_counter() - sampled, counts, drafts)
 
     def _generate(
         self, requests: Sequence[Request], sampling: Sampling, progress: Progress | None

@@ -13,7 +13,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 from accord.model.forward import Role
 from accord.model.reading import encode, encoder_input, grouped, way_of
 from accord.model.roles import Roles
-from accord.rollout.drawing import Response, draw, ending
+from accord.rollout.drawing import Response, advance
 from accord.rollout.protocol import Completion, OnToken, Progress, Request, Sampling
 
 
@@ -39,8 +39,7 @@ def generate_in_rows(
             stepper = _stepper(role, [list(requests[index].prompt_ids) for index in chosen], roles.device)
             hidden_BH = stepper.prefill()
             while True:
-                draw(role, hidden_BH, rows, sampling, on_token)
-                reasons = [ending(row, sampling, roles.tokenizer) for row in rows]
+                reasons = advance(role, hidden_BH, rows, sampling, roles.tokenizer, on_token)
                 done |= {row.index: row.completed(why) for row, why in zip(rows, reasons, strict=True) if why}
                 kept = [place for place, why in enumerate(reasons) if why is None]
                 if progress is not None:

@@ -299,6 +299,9 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           "Above 0.8.", "Low: raise `rollout.max_new_tokens`, or set `algorithm.missing_eos_penalty`."),
         M("sampling/tokens_per_second", "Response tokens sampled per second.",
           "Steady.", "Low: raise `rollout.max_sequences`.", unit="tokens/s"),
+        M("sampling/accepted_fraction", "Share of the drafted tokens that were right (`rollout.speculative`).",
+          "Above 0.3.", "Low: responses do not repeat their prompts; drafts cost more than they save. Set "
+          "`rollout.speculative: null`."),
         M("sampling/rounds", "Rounds of sampling that the iteration took (`rollout.dynamic_sampling`).",
           "1 to 3.", "Always the most allowed: prompts are too easy or too hard.", unit="rounds"),
         M("sampling/groups_dropped", "Groups left out because all their responses had one score.",
