@@ -1,11 +1,11 @@
-"""Seconds of forward and backward with prefixes in common computed once, and with each sequence whole.
+"""CPU seconds of forward and backward with prefixes in common computed once, and with each sequence whole.
 
     python benchmarks/shared_prefixes.py MODEL DATA groups|pairs [TURNS]
 
 MODEL: folder of SmolLM2-135M-Instruct, or of another causal model; DATA: folder with `hh_rlhf_harmless/train.jsonl.gz`.
 `groups`: 8 prompts of 150 tokens, 8 answers of 32 to 96 tokens each, as in GRPO. `pairs`: 16 pairs of at most 512 tokens, as in
 DPO. LoRA r = 16, micro-batches of 4,096 computed tokens, the loss is the sum over the answers' log-probabilities. Both ways take
-turns; prints one JSON object a measurement, and last the ratio of medians.
+turns; prints one JSON object a measurement, and last the ratio of medians. Set OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ def pairs(texts: list[tuple[list[int], list[int]]]) -> list[tuple[list[int], int
 
 
 def measure(roles: Roles, batch: TokenBatch, shares: bool) -> float:
-    """Seconds of one forward and backward pass over a batch."""
-    started = time.perf_counter()
+    """CPU seconds of one forward and backward pass over a batch: of one thread, they hardly depend on what else runs."""
+    started = time.process_time()
     with roles.use("policy", train=True) as role:
         for micro in batch.split(MICRO, shares):
             logprobs_T = forward(role, micro).logprobs_T
             assert logprobs_T is not None
             logprobs_T.sum().backward()
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def main(model: str, data: Path, work: str, turns: int) -> None:

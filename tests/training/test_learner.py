@@ -21,6 +21,7 @@ from accord.config import (
 )
 from accord.data import EncodedPair, TokenSequence
 from accord.errors import TrainingError
+from accord.layout import Layout
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
 from accord.training.learner import Learner
@@ -175,7 +176,7 @@ def pairs(base: Path, config: TrainConfig = TRAIN, shares: bool = True) -> tuple
 
 @pytest.mark.parametrize("of", ["llama", "mistral"])
 @pytest.mark.parametrize("make", [grpo, pairs])
-def test_shared_prefixes_give_the_same_gradients_in_any_split(make, of, model_folder):
+def test_shared_prefixes_give_the_same_gradients_in_any_split(make, of, model_folder, monkeypatch):
     """Against separate sequences: the prompt before each answer."""
     folder = model_folder(of)
     learner, batch = make(folder, shares=False)
@@ -193,6 +194,10 @@ def test_shared_prefixes_give_the_same_gradients_in_any_split(make, of, model_fo
         assert shared_metrics == pytest.approx(
             {k: v for k, v in metrics.items() if k != "tokens/computed"}, rel=1e-4, abs=1e-6
         )
+    laid_out = []
+    monkeypatch.setattr(Layout, "of", lambda codes, real=Layout.of: laid_out.append(len(codes)) or real(codes))
+    gradients(*make(folder, TRAIN.model_copy(update={"micro_batch_tokens": 50})))
+    assert sum(laid_out) == (2 if make is grpo else 1) * batch.sequences, "once for scoring, once for the step"
     if make is grpo:
         assert computed == [41 + 2 * 24, 41 + 2 * 24, 41 + 3 * 24, 41 + 6 * 24], "each prompt once a micro-batch"
     else:

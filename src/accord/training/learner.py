@@ -118,6 +118,7 @@ class Learner:
         totals: dict[str, Tensor] = {}
         with self.roles.use(update.role, train=True) as role:
             micros = batch.split(self.config.micro_batch_tokens, role.shares)
+            computed = sum(micro.computed(role.shares) for micro in micros)
             balance = self.balance.step(role, micros, update.heads_only)
             for micro in micros:
                 micro = micro.to(self.roles.device)
@@ -149,7 +150,7 @@ class Learner:
             name: float(self.ranks.max(value) if name.endswith("_max") else self.ranks.sum(value))
             for name, value in totals.items()
         }
-        return reduced, sum(micro.computed(role.shares) for micro in micros)
+        return reduced, computed
 
     def _reduce_and_clip(self, update: RoleUpdate, first: bool) -> Metrics:
         """Add gradients over ranks, and limit their norm, for each role by itself: a wild critic must not slow the policy."""
