@@ -148,3 +148,23 @@ def test_no_greedy_response_is_taken_unless_asked_for(tokenizer) -> None:
     engine = Tempered()
     assert collector(tokenizer, engine, ByLength()).collect(PROMPTS, iteration=0).rollouts[0].greedy is None
     assert len(engine.samplings) == 1
+
+
+class Guessing(Echo):
+    """Drafts ten tokens for each call, of which three are right."""
+
+    made = 0
+
+    def generate(self, requests, sampling, progress=None):
+        self.made += 10
+        return super().generate(requests, sampling, progress)
+
+    def take_drafts(self) -> tuple[int, int]:
+        made, self.made = self.made, 0
+        return made, made * 3 // 10
+
+
+def test_drafts_of_a_collection_are_counted(tokenizer) -> None:
+    made = collector(tokenizer, Guessing())
+    assert made.collect(PROMPTS, 0).drafts == (10, 3) == made.collect(PROMPTS, 1).drafts
+    assert collector(tokenizer, Echo()).collect(PROMPTS, 0).drafts is None

@@ -236,3 +236,23 @@ def on_ranks(size, work):
     [thread.join(30) for thread in threads]
     assert None not in results
     return results
+
+
+def test_right_drafts_are_a_share_of_all_rounds_and_ranks():
+    class Guessing(Collector):
+        drafts: tuple[int, int] | None = (10, 4)
+
+        def collect(self, *arguments) -> Collection:
+            return dataclasses.replace(super().collect(*arguments), drafts=self.drafts)
+
+    collector, ranks = Guessing(), Ranks()
+    source = Rollouts(Stream(PROMPTS, 4, 0), collector, ranks)
+    console = Console("ppo", 1, quiet=True)
+    assert source.collect(0, console)[1]["sampling/accepted_fraction"] == 0.4
+    ranks.sum = lambda tensor: tensor + torch.tensor([10.0, 0.0], dtype=torch.float64) if tensor.ndim else tensor
+    assert source.collect(0, console)[1]["sampling/accepted_fraction"] == 0.2
+    collector.drafts = (0, 0)
+    ranks.sum = lambda tensor: tensor
+    assert source.collect(0, console)[1]["sampling/accepted_fraction"] == 0.0
+    collector.drafts = None
+    assert "sampling/accepted_fraction" not in source.collect(0, console)[1]
