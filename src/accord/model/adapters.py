@@ -203,6 +203,10 @@ class AdapterSet:
         finally:
             self._switch(*before)
 
+    def hold(self, name: str) -> None:
+        """Leave one adapter on for good, frozen: for a model of its own, which nobody switches."""
+        self._switch(name, False)
+
     def _switch(self, name: str | None, trains: bool) -> None:
         self._now = (name, trains)
         for other, prompt in self.prompts.items():

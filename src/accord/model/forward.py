@@ -40,6 +40,15 @@ class Role:
     """Whether scores are read at the targets, which are the ends of steps, and not at the end of each sequence."""
     trains: bool = False
     """Whether weights of this role are learnt."""
+    offload: bool = False
+    """Whether its weights, which are its own, wait in main memory while it is not used."""
+
+    @property
+    def parts(self) -> list[nn.Module]:
+        """All that it runs through."""
+        heads = (self.value_head, self.score_head, self.class_head)
+        found = (self.trunk, self.output, self.prompt.encoder if self.prompt is not None else None, *heads)
+        return [part for part in found if part is not None]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,274 @@
+"""Frozen linear layers in 8 or 4 bits, made one tensor at a time while a model is loaded.
+
+The codes are bitsandbytes' own: `int8` is LLM.int8's absmax by rows (Dettmers et al. 2022, arXiv:2208.07339, section 2), `nf4`
+is QLoRA's 4-bit NormalFloat with double quantisation (Dettmers et al. 2023, arXiv:2305.14314, sections 3). The layers are
+subclasses of bitsandbytes', so that peft puts adapters on them.
+
+transformers' loader does the rest (names, ties, shards): a quantiser of its own kind is registered with it. This module
+imports bitsandbytes, so it is imported only where something is to be quantised.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from bitsandbytes.functional import QuantState, get_4bit_type, int8_vectorwise_quant, quantize_blockwise
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import ConversionOps
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers import HfQuantizer
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from accord.model.loading import trunk_of
+
+METHOD = "accord"
+"""Name of the quantiser in transformers' registry; it stays in this process and in no file."""
+TILE = 2**24
+"""Elements of a weight that are in full precision at once: 32 MiB in bfloat16. Measured on two threads, larger tiles are not
+faster, and tiles of 2**20 take half as long again."""
+BLOCK, NESTED_BLOCK = 64, 256
+"""Weights that share one scale, and scales that share one: QLoRA, section 4."""
+
+
+class Int8Linear(bnb.nn.Linear8bitLt):
+    """A linear layer whose weight is stored in int8, one scale a row; input and output keep their type.
+
+    y = (x C^T) · s + b, where C are the codes and s = absmax / 127 belongs to a row of C. Codes are whole numbers up to 127,
+    exact in bfloat16, so the product is that of the dequantised weights without the rounding of each. Inputs are not
+    rounded: LLM.int8 rounds them to 8 bits as well and keeps columns with outliers apart, and which columns these are
+    depends on all tokens of a batch, so a sequence would not get alone what it gets in a packed batch. It would not be
+    faster on a CPU either: bitsandbytes dequantises there, too, the whole weight at once.
+    """
+
+    state: Any
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, device: Any = None) -> None:
+        super().__init__(in_features, out_features, bias, has_fp16_weights=False, device=device)
+
+    def set_weight(self, weight: Tensor) -> nn.Parameter:
+        """Take a weight [out, in] over in int8; returns the parameter that holds the codes."""
+        codes, absmax = quantize_rows(weight)
+        self.weight = bnb.nn.Int8Params(codes, requires_grad=False, has_fp16_weights=False)
+        self.state.CB, self.state.SCB = self.weight.data, absmax
+        return self.weight
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Move the scales together with the codes."""
+        super()._apply(fn, recurse)
+        if self.state.SCB is not None:
+            self.state.CB, self.state.SCB = self.weight.data, fn(self.state.SCB).float()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] of any float type -> [..., out] in the same."""
+        y: Tensor = _Int8Product.apply(x, self.weight.data, self.state.SCB / 127)  # type: ignore[no-untyped-call]
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+class _Int8Product(torch.autograd.Function):
+    """x C^T · s with C in int8; keeps neither x nor a full-precision C for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+        ctx.codes, ctx.scale = codes, scale
+        flat = x.reshape(-1, x.shape[-1])
+        y = flat.new_empty(len(flat), len(codes))
+        for rows in _tiles(codes):
+            y[:, rows] = flat @ codes[rows].to(x.dtype).T
+        return y.mul_(scale).reshape(*x.shape[:-1], len(codes))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        grad, codes = gradients[0], ctx.codes
+        flat = grad.reshape(-1, grad.shape[-1])
+        scaled = flat * ctx.scale  # float32, so that the sum over tiles is, too
+        total = scaled.new_zeros(len(flat), codes.shape[1])
+        for rows in _tiles(codes):
+            total += scaled[:, rows].to(grad.dtype) @ codes[rows].to(grad.dtype)
+        return total.to(grad.dtype).reshape(*grad.shape[:-1], codes.shape[1]), None, None
+
+
+class NF4Linear(bnb.nn.Linear4bit):
+    """A linear layer whose weight is stored as 4-bit NormalFloat with double quantisation; it computes in the input's type."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, device: Any = None) -> None:
+        super().__init__(in_features, out_features, bias, compress_statistics=True, quant_type="nf4", device=device)
+        # On CPUs with avx512_bf16 the first forward pass without gradients would repack the weights for inference for good,
+        # and every gradient after it would be lost without a word.
+        self.support_avx512bf16_for_cpu = False
+
+    def set_weight(self, weight: Tensor) -> nn.Parameter:
+        """Take a weight [out, in] over in 4 bits; returns the parameter that holds the codes."""
+        packed, state = quantize_nf4(weight)
+        self.weight = bnb.nn.Params4bit(
+            packed,
+            requires_grad=False,
+            quant_state=state,
+            blocksize=BLOCK,
+            compress_statistics=True,
+            quant_type="nf4",
+            module=self,
+            bnb_quantized=True,
+        )
+        self.quant_state = state
+        return self.weight
+
+
+LAYERS: dict[str, type[Int8Linear] | type[NF4Linear]] = {"int8": Int8Linear, "nf4": NF4Linear}
+"""`model.quantize` -> the layer."""
+FLAGS = {"int8": "is_loaded_in_8bit", "nf4": "is_loaded_in_4bit"}
+"""How peft knows which of its layers wrap those of a base."""
+
+
+def _tiles(weight: Tensor, elements: int = TILE) -> list[slice]:
+    """Rows of a matrix in portions of about so many elements; 64 rows at least, so that no block is cut."""
+    rows = max(1, elements // weight.shape[1] // BLOCK) * BLOCK
+    return [slice(start, min(start + rows, len(weight))) for start in range(0, len(weight), rows)]
+
+
+def quantize_rows(weight: Tensor, elements: int = TILE) -> tuple[Tensor, Tensor]:
+    """LLM.int8's codes of a weight, int8 [out, in], and the greatest absolute value of each row, float32 [out]; the same that
+    bitsandbytes gives for the whole, computed in portions."""
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    absmax = torch.empty(len(weight), device=weight.device)
+    for rows in _tiles(weight, elements):
+        codes[rows], absmax[rows], _ = int8_vectorwise_quant(weight[rows].to(torch.float16))
+    return codes, absmax
+
+
+def quantize_nf4(weight: Tensor, elements: int = TILE // 4) -> tuple[Tensor, QuantState]:
+    """QLoRA's codes of a weight [out, in], two in a byte, with their state; the same that bitsandbytes gives for the whole,
+    computed in portions."""
+    count = weight.numel()
+    packed = torch.empty((count + 1) // 2, 1, dtype=torch.uint8, device=weight.device)
+    absmax = torch.empty(math.ceil(count / BLOCK), device=weight.device)
+    for rows in _tiles(weight, elements):
+        part = weight[rows].contiguous()
+        codes, scales = torch.ops.bitsandbytes.quantize_4bit.default(part, BLOCK, "nf4", torch.uint8)
+        first = rows.start * weight.shape[1]
+        packed[first // 2 : first // 2 + len(codes)] = codes
+        absmax[first // BLOCK : first // BLOCK + len(scales)] = scales
+    offset = absmax.mean()
+    nested, second = quantize_blockwise(absmax - offset, blocksize=NESTED_BLOCK)
+    code = get_4bit_type("nf4", device=weight.device)
+    return packed, QuantState(
+        absmax=nested,
+        shape=weight.shape,
+        code=code,
+        blocksize=BLOCK,
+        quant_type="nf4",
+        dtype=weight.dtype,
+        offset=offset,
+        state2=second,
+    )
+
+
+def dequantize(layer: nn.Module) -> Tensor:
+    """The weight [out, in] of a quantised layer: float32 for int8, the type it had before for NF4."""
+    if isinstance(layer, Int8Linear):
+        return layer.weight.data.float() * (layer.state.SCB / 127)[:, None]
+    assert isinstance(layer, NF4Linear)
+    parameter: Any = layer.weight
+    weight: Tensor = bnb.functional.dequantize_4bit(parameter.data, parameter.quant_state)
+    return weight
+
+
+# --- transformers' loader --------------------------------------------------------------------------------------------
+
+
+@register_quantization_config(METHOD)
+class LoadQuantized(QuantizationConfigMixin):
+    """Tells transformers' loader to quantise while it loads.
+
+    Args:
+        kind: `int8` or `nf4`.
+    """
+
+    def __init__(self, kind: str, **_: Any) -> None:
+        self.quant_method: Any = METHOD
+        self.kind = kind
+
+
+@register_quantizer(METHOD)
+class Quantizer(HfQuantizer):
+    """Puts quantised layers into the empty model, and fills them as their weights arrive."""
+
+    requires_calibration = False
+
+    quantization_config: Any
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
+        kept = set(self.get_modules_to_not_convert(model, None, getattr(model, "_keep_in_fp32_modules", None)))
+        inside = {id(module) for module in trunk_of(model).modules()}
+        for name, module in list(model.named_modules()):
+            if id(module) not in inside or not quantizable(module) or name in kept or name.split(".")[-1] in kept:
+                continue
+            with torch.device("meta"):
+                layer: Any = LAYERS[self.quantization_config.kind](*_features(module), module.bias is not None)
+            layer.transposed = isinstance(module, Conv1D)
+            model.set_submodule(name, layer.requires_grad_(False))
+        return model
+
+    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **_: Any) -> bool:
+        """Whether a tensor is the weight of one of these layers."""
+        owner, _, name = param_name.rpartition(".")
+        return name == "weight" and isinstance(model.get_submodule(owner), tuple(LAYERS.values()))
+
+    def param_element_size(self, model: PreTrainedModel, param_name: str, param: Tensor) -> float:
+        """Bytes of an element, for the loader's reservation on an accelerator."""
+        if self.param_needs_quantization(model, param_name):
+            return 1.0 if self.quantization_config.kind == "int8" else 0.5
+        return float(param.element_size())
+
+    def get_quantize_ops(self) -> ConversionOps:
+        """What is done to such a tensor."""
+        return _Quantize()
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
+        setattr(model, FLAGS[self.quantization_config.kind], True)
+        self.remove_quantization_config(model)
+        return model
+
+    def is_serializable(self) -> bool:
+        """Quantised weights are never saved: adapters name the base they were loaded from."""
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        """Adapters on it are."""
+        return True
+
+
+class _Quantize(ConversionOps):
+    """One tensor into one layer."""
+
+    def convert(self, input_dict: dict[str, Any], *_: Any, model: Any = None, **__: Any) -> dict[str, Any]:
+        result = {}
+        for name, value in input_dict.items():
+            weight = value[0] if isinstance(value, list) else value
+            layer = model.get_submodule(name.rpartition(".")[0])
+            weight = weight.T if layer.transposed else weight
+            if tuple(weight.shape) != (layer.out_features, layer.in_features):
+                raise ValueError(f"{name} has the shape {tuple(weight.shape)}, and the model another")
+            result[name] = layer.set_weight(weight)
+        return result
+
+
+def quantizable(module: nn.Module) -> bool:
+    """Whether a module is a plain linear layer, GPT-2's transposed kind included."""
+    return type(module) in (nn.Linear, Conv1D)
+
+
+def _features(module: Any) -> tuple[int, int]:
+    """Inputs and outputs."""
+    if isinstance(module, Conv1D):
+        inputs, outputs = module.weight.shape
+        return int(inputs), int(outputs)
+    return module.in_features, module.out_features
