@@ -11,11 +11,18 @@ imports bitsandbytes, so it is imported only where something is to be quantised.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import bitsandbytes as bnb
 import torch
-from bitsandbytes.functional import QuantState, get_4bit_type, int8_vectorwise_quant, quantize_blockwise
+from bitsandbytes.functional import (
+    QuantState,
+    dequantize_blockwise,
+    get_4bit_type,
+    int8_vectorwise_quant,
+    quantize_blockwise,
+)
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps
@@ -24,15 +31,49 @@ from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from accord.model.device import return_freed_memory
 from accord.model.loading import trunk_of
 
 METHOD = "accord"
 """Name of the quantiser in transformers' registry; it stays in this process and in no file."""
 TILE = 2**24
-"""Elements of a weight that are in full precision at once: 32 MiB in bfloat16. Measured on two threads, larger tiles are not
-faster, and tiles of 2**20 take half as long again."""
+"""Elements of a weight that are in full precision at once in a product: 32 MiB in bfloat16. Measured on two threads, tiles of
+2**20 take twice as long."""
+PORTION = 2**20
+"""Elements that are quantised at once; larger portions are slower, and need some float32 copies of this size."""
 BLOCK, NESTED_BLOCK = 64, 256
 """Weights that share one scale, and scales that share one: QLoRA, section 4."""
+
+
+class _Product(torch.autograd.Function):
+    """x W^T of a quantised layer, tile by tile; keeps neither x nor a full-precision W for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Int8Linear | NF4Linear) -> Tensor:
+        ctx.layer = layer
+        flat = x.reshape(-1, x.shape[-1])
+        y = flat.new_empty(len(flat), layer.out_features)
+        for rows, weight in layer.tiles(x.dtype):
+            y[:, rows] = flat @ weight.T
+        scale = layer.scale
+        return (y if scale is None else y.mul_(scale)).reshape(*x.shape[:-1], layer.out_features)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None]:
+        if not ctx.needs_input_grad[0]:
+            return None, None
+        grad, layer = gradients[0], ctx.layer
+        flat = grad.reshape(-1, grad.shape[-1])
+        scaled = flat if layer.scale is None else (flat * layer.scale).to(grad.dtype)
+        total = flat.new_zeros(len(flat), layer.in_features, dtype=torch.float32)
+        for rows, weight in layer.tiles(grad.dtype):
+            total += scaled[:, rows] @ weight
+        return total.to(grad.dtype).reshape(*grad.shape[:-1], layer.in_features), None
+
+
+def _forward(layer: Int8Linear | NF4Linear, x: Tensor) -> Tensor:
+    y: Tensor = _Product.apply(x, layer)  # type: ignore[no-untyped-call]
+    return y if layer.bias is None else y + layer.bias.to(y.dtype)
 
 
 class Int8Linear(bnb.nn.Linear8bitLt):
@@ -41,8 +82,7 @@ class Int8Linear(bnb.nn.Linear8bitLt):
     y = (x C^T) · s + b, where C are the codes and s = absmax / 127 belongs to a row of C. Codes are whole numbers up to 127,
     exact in bfloat16, so the product is that of the dequantised weights without the rounding of each. Inputs are not
     rounded: LLM.int8 rounds them to 8 bits as well and keeps columns with outliers apart, and which columns these are
-    depends on all tokens of a batch, so a sequence would not get alone what it gets in a packed batch. It would not be
-    faster on a CPU either: bitsandbytes dequantises there, too, the whole weight at once.
+    depends on all tokens of a batch, so a sequence would not get alone what it gets in a packed batch.
     """
 
     state: Any
@@ -52,56 +92,54 @@ class Int8Linear(bnb.nn.Linear8bitLt):
 
     def set_weight(self, weight: Tensor) -> nn.Parameter:
         """Take a weight [out, in] over in int8; returns the parameter that holds the codes."""
-        codes, absmax = quantize_rows(weight)
-        self.weight = bnb.nn.Int8Params(codes, requires_grad=False, has_fp16_weights=False)
-        self.state.CB, self.state.SCB = self.weight.data, absmax
-        return self.weight
+        self._hold(*quantize_rows(weight))
+        return cast(nn.Parameter, self.weight)
+
+    def _hold(self, codes: Tensor, absmax: Tensor) -> None:
+        self._parameters["weight"] = bnb.nn.Int8Params(codes, requires_grad=False, has_fp16_weights=False)
+        self.state.CB, self.state.SCB = codes, absmax
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Move the scales together with the codes."""
+        """Move the scales together with the codes, and keep their types."""
+        if self.state.SCB is None:
+            return super()._apply(fn, recurse)
+        codes, self._parameters["weight"] = self.weight.data, None
         super()._apply(fn, recurse)
-        if self.state.SCB is not None:
-            self.state.CB, self.state.SCB = self.weight.data, fn(self.state.SCB).float()
+        self._hold(fn(codes), fn(self.state.SCB).float())
         return self
+
+    @property
+    def scale(self) -> Tensor | None:
+        """Factor of each output, float32 [out]; the codes of the tiles lack it."""
+        absmax: Tensor = self.state.SCB
+        return absmax / 127
+
+    def tiles(self, dtype: torch.dtype, elements: int = TILE) -> Iterator[tuple[slice, Tensor]]:
+        """The codes in a float type, some rows at a time."""
+        codes = self.weight.data
+        for rows in _portions(codes.shape, elements):
+            yield rows, codes[rows].to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] of any float type -> [..., out] in the same."""
-        y: Tensor = _Int8Product.apply(x, self.weight.data, self.state.SCB / 127)  # type: ignore[no-untyped-call]
-        return y if self.bias is None else y + self.bias.to(y.dtype)
-
-
-class _Int8Product(torch.autograd.Function):
-    """x C^T · s with C in int8; keeps neither x nor a full-precision C for backward."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-        ctx.codes, ctx.scale = codes, scale
-        flat = x.reshape(-1, x.shape[-1])
-        y = flat.new_empty(len(flat), len(codes))
-        for rows in _tiles(codes):
-            y[:, rows] = flat @ codes[rows].to(x.dtype).T
-        return y.mul_(scale).reshape(*x.shape[:-1], len(codes))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
-        if not ctx.needs_input_grad[0]:
-            return None, None, None
-        grad, codes = gradients[0], ctx.codes
-        flat = grad.reshape(-1, grad.shape[-1])
-        scaled = flat * ctx.scale  # float32, so that the sum over tiles is, too
-        total = scaled.new_zeros(len(flat), codes.shape[1])
-        for rows in _tiles(codes):
-            total += scaled[:, rows].to(grad.dtype) @ codes[rows].to(grad.dtype)
-        return total.to(grad.dtype).reshape(*grad.shape[:-1], codes.shape[1]), None, None
+        return _forward(self, x)
 
 
 class NF4Linear(bnb.nn.Linear4bit):
-    """A linear layer whose weight is stored as 4-bit NormalFloat with double quantisation; it computes in the input's type."""
+    """A linear layer whose weight is stored as 4-bit NormalFloat with double quantisation; it computes in the input's type.
+
+    It does not go through bitsandbytes' own products. On CPUs with avx512_bf16 these repack the weights for inference at the
+    first pass without gradients, for good, and gradients are lost after that without a word. And the kernel for CPUs
+    (0.50.2) takes scales of other blocks where the width is no multiple of the block's 64 weights; so a tile is
+    dequantised as the row of blocks that it is.
+    """
+
+    weight: Any
+    scale: None = None
+    """Tiles are whole weights, see `Int8Linear.scale`."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, device: Any = None) -> None:
         super().__init__(in_features, out_features, bias, compress_statistics=True, quant_type="nf4", device=device)
-        # On CPUs with avx512_bf16 the first forward pass without gradients would repack the weights for inference for good,
-        # and every gradient after it would be lost without a word.
         self.support_avx512bf16_for_cpu = False
 
     def set_weight(self, weight: Tensor) -> nn.Parameter:
@@ -118,7 +156,30 @@ class NF4Linear(bnb.nn.Linear4bit):
             bnb_quantized=True,
         )
         self.quant_state = state
-        return self.weight
+        return cast(nn.Parameter, self.weight)
+
+    def tiles(self, dtype: torch.dtype, elements: int = TILE) -> Iterator[tuple[slice, Tensor]]:
+        """The weight in a float type, some rows at a time."""
+        packed, state = self.weight.data.reshape(-1), self.weight.quant_state
+        absmax = dequantize_blockwise(state.absmax, state.state2) + state.offset
+        width = self.in_features
+        for rows in _portions(state.shape, elements):
+            first, last = rows.start * width, rows.stop * width
+            count = last - first
+            blocks = (count // BLOCK, BLOCK) if count % BLOCK == 0 else (1, count)
+            flat = torch.ops.bitsandbytes.dequantize_4bit.default(
+                packed[first // 2 : (last + 1) // 2],
+                absmax[first // BLOCK : math.ceil(last / BLOCK)],
+                BLOCK,
+                "nf4",
+                blocks,
+                dtype,
+            )
+            yield rows, flat.reshape(-1, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] of any float type -> [..., out] in the same."""
+        return _forward(self, x)
 
 
 LAYERS: dict[str, type[Int8Linear] | type[NF4Linear]] = {"int8": Int8Linear, "nf4": NF4Linear}
@@ -127,29 +188,29 @@ FLAGS = {"int8": "is_loaded_in_8bit", "nf4": "is_loaded_in_4bit"}
 """How peft knows which of its layers wrap those of a base."""
 
 
-def _tiles(weight: Tensor, elements: int = TILE) -> list[slice]:
-    """Rows of a matrix in portions of about so many elements; 64 rows at least, so that no block is cut."""
-    rows = max(1, elements // weight.shape[1] // BLOCK) * BLOCK
-    return [slice(start, min(start + rows, len(weight))) for start in range(0, len(weight), rows)]
+def _portions(shape: Sequence[int], elements: int) -> list[slice]:
+    """Rows of a matrix in portions of about so many elements; multiples of 64 rows, so that no block is cut."""
+    rows = max(1, elements // shape[1] // BLOCK) * BLOCK
+    return [slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows)]
 
 
-def quantize_rows(weight: Tensor, elements: int = TILE) -> tuple[Tensor, Tensor]:
+def quantize_rows(weight: Tensor, elements: int = PORTION) -> tuple[Tensor, Tensor]:
     """LLM.int8's codes of a weight, int8 [out, in], and the greatest absolute value of each row, float32 [out]; the same that
     bitsandbytes gives for the whole, computed in portions."""
     codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     absmax = torch.empty(len(weight), device=weight.device)
-    for rows in _tiles(weight, elements):
+    for rows in _portions(weight.shape, elements):
         codes[rows], absmax[rows], _ = int8_vectorwise_quant(weight[rows].to(torch.float16))
     return codes, absmax
 
 
-def quantize_nf4(weight: Tensor, elements: int = TILE // 4) -> tuple[Tensor, QuantState]:
+def quantize_nf4(weight: Tensor, elements: int = PORTION) -> tuple[Tensor, QuantState]:
     """QLoRA's codes of a weight [out, in], two in a byte, with their state; the same that bitsandbytes gives for the whole,
     computed in portions."""
     count = weight.numel()
     packed = torch.empty((count + 1) // 2, 1, dtype=torch.uint8, device=weight.device)
     absmax = torch.empty(math.ceil(count / BLOCK), device=weight.device)
-    for rows in _tiles(weight, elements):
+    for rows in _portions(weight.shape, elements):
         part = weight[rows].contiguous()
         codes, scales = torch.ops.bitsandbytes.quantize_4bit.default(part, BLOCK, "nf4", torch.uint8)
         first = rows.start * weight.shape[1]
@@ -170,14 +231,10 @@ def quantize_nf4(weight: Tensor, elements: int = TILE // 4) -> tuple[Tensor, Qua
     )
 
 
-def dequantize(layer: nn.Module) -> Tensor:
-    """The weight [out, in] of a quantised layer: float32 for int8, the type it had before for NF4."""
-    if isinstance(layer, Int8Linear):
-        return layer.weight.data.float() * (layer.state.SCB / 127)[:, None]
-    assert isinstance(layer, NF4Linear)
-    parameter: Any = layer.weight
-    weight: Tensor = bnb.functional.dequantize_4bit(parameter.data, parameter.quant_state)
-    return weight
+def dequantize(layer: Int8Linear | NF4Linear) -> Tensor:
+    """The weight of a quantised layer, float32 [out, in]."""
+    weight = torch.cat([tile for _, tile in layer.tiles(torch.float32)])
+    return weight if layer.scale is None else weight * layer.scale[:, None]
 
 
 # --- transformers' loader --------------------------------------------------------------------------------------------
@@ -218,7 +275,7 @@ class Quantizer(HfQuantizer):
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **_: Any) -> bool:
         """Whether a tensor is the weight of one of these layers."""
-        owner, _, name = param_name.rpartition(".")
+        owner, name = param_name.rpartition(".")[::2]
         return name == "weight" and isinstance(model.get_submodule(owner), tuple(LAYERS.values()))
 
     def param_element_size(self, model: PreTrainedModel, param_name: str, param: Tensor) -> float:
@@ -258,6 +315,8 @@ class _Quantize(ConversionOps):
             if tuple(weight.shape) != (layer.out_features, layer.in_features):
                 raise ValueError(f"{name} has the shape {tuple(weight.shape)}, and the model another")
             result[name] = layer.set_weight(weight)
+            del weight
+            return_freed_memory()
         return result
 
 

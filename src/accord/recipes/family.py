@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
+
+from transformers import PreTrainedModel
 
 from accord.config import ClassifyRecipe, Recipe, RewardRecipe, RolloutRecipe
 from accord.data import read_records
 from accord.errors import ConfigError, DataError
 from accord.model.classifiers import head_shape
-from accord.model.loading import locate, read_config, read_family, refuse_scorer
+from accord.model.loading import check_quantizable, locate, make_skeleton, read_config, refuse_scorer
 from accord.model.reading import Reading, choose_reading, way_of
 from accord.model.roles import Roles
 
@@ -24,7 +27,10 @@ def check_family(recipe: Recipe) -> Reading:
     """
     base = locate(recipe.model.source).base
     config = read_config(base, recipe.model.trust_remote_code)
-    reading = read_family(base, config, trust_remote_code=recipe.model.trust_remote_code)
+    skeleton = make_skeleton(base, config, trust_remote_code=recipe.model.trust_remote_code)
+    reading = choose_reading(base, skeleton)
+    if recipe.model.quantize != "none":
+        _check_quantize(recipe, base, skeleton)
     if isinstance(recipe, RewardRecipe):
         refuse_scorer(base, config)
     if isinstance(recipe, ClassifyRecipe):
@@ -37,6 +43,15 @@ def check_family(recipe: Recipe) -> Reading:
     if reading.way == "encoder-decoder" and not isinstance(recipe, RolloutRecipe):
         _check_prompts(recipe, base)
     return reading
+
+
+def _check_quantize(recipe: Recipe, base: str, skeleton: PreTrainedModel) -> None:
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"model.quantize: {recipe.model.quantize} needs the package bitsandbytes, which is not installed: "
+            'pip install "accord[quant]"'
+        )
+    check_quantizable(base, skeleton)
 
 
 def _check_prompts(recipe: Recipe, base: str) -> None:
