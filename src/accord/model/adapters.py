@@ -89,6 +89,8 @@ class AdapterSet:
             self.prompts[name] = peft.get_peft_model(self.model, config, adapter_name=name).eval()
             return
         if self.wrapped is None:
+            if not self.model.can_generate():  # peft's class for causal models asks for what a classifier lacks
+                config.task_type = "FEATURE_EXTRACTION"
             self.wrapped = peft.get_peft_model(self.model, config, adapter_name=name)
             return
         configs = self.wrapped.peft_config

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from accord.config import ClassifyRecipe, Recipe, RewardRecipe, RolloutRecipe
 from accord.data import read_records
 from accord.errors import ConfigError, DataError
 from accord.model.classifiers import head_shape
-from accord.model.loading import check_quantizable, locate, make_skeleton, read_config, refuse_scorer
+from accord.model.loading import check_quantizable, locate, make_skeleton, read_config, refuse_scorer, trunk_of
 from accord.model.reading import Reading, choose_reading, way_of
 from accord.model.roles import Roles
 
@@ -52,6 +53,14 @@ def _check_quantize(recipe: Recipe, base: str, skeleton: PreTrainedModel) -> Non
             'pip install "accord[quant]"'
         )
     check_quantizable(base, skeleton)
+    if recipe.model.quantize == "nf4" and getattr(recipe.adapter, "dora", False):
+        layers = (module for module in trunk_of(skeleton).modules() if isinstance(module, nn.Linear))
+        odd = next((layer.in_features for layer in layers if layer.in_features % 64), None)
+        if odd is not None:
+            raise ConfigError(
+                f"adapter.dora: peft dequantises weights with bitsandbytes, which gets NF4 wrong on a CPU for a width of {odd}, "
+                f"no multiple of 64, as {base} has; use model.quantize: int8, or dora: false"
+            )
 
 
 def _check_prompts(recipe: Recipe, base: str) -> None:
