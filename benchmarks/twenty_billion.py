@@ -137,11 +137,14 @@ class Record:
 
     def phase(self, name: str) -> None:
         """The phase that ends now."""
+        from accord.model.device import return_freed_memory
+
         now = time.perf_counter()
         peak, seconds = self.memory.lap(name) * 2**30 / 1e9, now - self.started
         self.content["phases"][name] = {"peak_gb": round(peak, 3), "seconds": round(seconds, 2)}
         print(f"  {name:<22} {peak:6.2f} GB {seconds:8.1f} s", flush=True)
         self.add()
+        return_freed_memory()
         self.started = time.perf_counter()
 
     def add(self, **facts: Any) -> None:
