@@ -17,6 +17,10 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the weights. `auto`: the checkpoint's own for a frozen base, float32 for weights that are trained, since
     steps of 1e-5 vanish in bfloat16's 8 bits of mantissa."""
+    quantize: Literal["none", "int8", "nf4"] = "none"
+    """Precision of the linear layers of frozen weights, with an adapter to learn on them: `int8` (LLM.int8's codes,
+    arXiv:2208.07339) or `nf4` (QLoRA with double quantisation, arXiv:2305.14314). `dtype` is then the type of the rest, and the
+    one to compute in. Holds for all frozen models of the run that read the policy's tokens. Needs the extra `quant`."""
     chat_template: str | None = None
     """For a tokenizer without a chat template: `chatml`, `transcript` (as HH-RLHF writes), or the path of a jinja file."""
     trust_remote_code: bool = False
@@ -43,6 +47,11 @@ class ModelConfig(Section):
             raise ValueError(
                 "`gguf_file` names a .gguf file in the folder or repository `path`; where `path` is the file, leave it out"
             )
+        if self.quantize != "none" and self.source.endswith(".gguf"):
+            raise ValueError(
+                f"`quantize: {self.quantize}` reads safetensors one tensor at a time, and a GGUF file is dequantised as a whole; "
+                "start from the model's safetensors"
+            )
         return self
 
 
@@ -55,6 +64,8 @@ class ReferenceConfig(Section):
     `path`. `shared_layers`: for full fine-tuning, `start` with the lower layers held in common and frozen, see `k`."""
     path: str | None = None
     """Folder or hub name of the reference, for `source: model`."""
+    offload: bool = False
+    """Keep a reference with weights of its own in main memory while it is not asked, and not on the accelerator."""
     k: int | None = Field(None, ge=1)
     """For `source: shared_layers`: the embeddings and the first k layers do not learn, and policy and reference hold them
     once, so the reference takes the memory of the other layers alone."""
@@ -65,6 +76,10 @@ class ReferenceConfig(Section):
             raise ValueError("`path` goes with `source: model`, and `source: model` needs a `path`")
         if (self.source == "shared_layers") != (self.k is not None):
             raise ValueError("`k` goes with `source: shared_layers`, and `source: shared_layers` needs a `k`")
+        if self.offload and self.source == "shared_layers":
+            raise ValueError(
+                "`offload` moves weights that nobody else reads, and `source: shared_layers` reads the policy's"
+            )
         return self
 
 

@@ -75,6 +75,26 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _memory_fits(self) -> Self:
+        if self.model.quantize != "none" and self.adapter is None:
+            raise ValueError(
+                f"model.quantize: {self.model.quantize} freezes the weights, and `adapter: null` trains them: give an adapter, "
+                "such as adapter.method: lora, or model.quantize: none"
+            )
+        reference = getattr(self, "reference", None)
+        if reference is not None and reference.offload and reference.source == "start" and self.adapter is not None:
+            raise ValueError(
+                "reference.offload: with an adapter the reference reads the policy's own base, so there is nothing to move; "
+                "leave it out"
+            )
+        if self.train.activation_checkpointing and method_of(self.adapter) == "prefix":
+            raise ValueError(
+                "train.activation_checkpointing: prefix tuning keeps its virtual tokens in a cache, which layers that are "
+                "computed again do not see; use adapter.method: lora, prompt or ptuning, or leave it off"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rates_fit(self) -> Self:
         if self.train.lora_plus_ratio is not None and self.adapter is None:
             raise ValueError(

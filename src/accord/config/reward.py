@@ -74,6 +74,8 @@ class RewardTerm(Section):
     """The text between two steps of a response; by default what is stored with the model."""
     normalized: bool | None = None
     """Whether scores are brought to mean 0 and variance 1 by what is stored with the model; by default if it is stored."""
+    offload: bool = False
+    """Keep a reward model with weights of its own in main memory while it is not asked, and not on the accelerator."""
     function: str | None = None
     """`FILE.py:NAME` or `package.module:NAME` of a Python function (sync or async)
     `f(prompts: list[str], responses: list[str], **columns) -> list[float | None]`; `None` means "does not apply"."""
@@ -128,7 +130,7 @@ class RewardTerm(Section):
             raise ValueError("`models` is for two reward models or more; give one as `model`")
         alien = {
             "models": ("combine", "coef") if not self.models else (),
-            "model or models": ("process", "step", "normalized") if not self.paths else (),
+            "model or models": ("process", "step", "normalized", "offload") if not self.paths else (),
         }
         for owner, keys in alien.items():
             given = [key for key in keys if getattr(self, key) != type(self).model_fields[key].default]
@@ -150,7 +152,7 @@ class RewardTerm(Section):
         given: dict[str, Any] = handler(self)
         dropped = {kind for kind in KINDS if not given.get(kind)}
         dropped |= {"timeout"} if self.function is None else set()
-        dropped |= {"process", "step", "normalized"} if not self.paths else set()
+        dropped |= {"process", "step", "normalized", "offload"} if not self.paths else set()
         dropped |= {"combine", "coef"} if not self.models else set()
         return {key: value for key, value in given.items() if key not in dropped}
 

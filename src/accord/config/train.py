@@ -17,6 +17,9 @@ class TrainConfig(Section):
     """Sequences (pairs, for pairs) of one optimiser step; for rollouts: responses of one iteration. Over all ranks."""
     micro_batch_tokens: int = Field(4096, ge=1)
     """Tokens that go through the model at once. Changes memory and speed, never the result."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each layer for the backward pass and compute the rest again: less memory, a third more time, the
+    same gradients (Chen et al. 2016, arXiv:1604.06174)."""
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate; the default depends on the recipe and on whether an adapter learns, and is printed."""
     head_learning_rate: float | None = Field(None, gt=0)

@@ -96,6 +96,8 @@ class AdapterSet:
             self.prompts[name] = peft.get_peft_model(self.model, config, adapter_name=name).eval()
             return
         if self.wrapped is None:
+            if not self.model.can_generate():  # peft's class for causal models asks for what a classifier lacks
+                config.task_type = "FEATURE_EXTRACTION"
             self.wrapped = peft.get_peft_model(self.model, config, adapter_name=name)
             return
         configs = self.wrapped.peft_config
@@ -209,6 +211,10 @@ class AdapterSet:
             yield
         finally:
             self._switch(*before)
+
+    def hold(self, name: str) -> None:
+        """Leave one adapter on for good, frozen: for a model of its own, which nobody switches."""
+        self._switch(name, False)
 
     def _switch(self, name: str | None, trains: bool) -> None:
         self._now = (name, trains)

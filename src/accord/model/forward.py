@@ -42,6 +42,15 @@ class Role:
     """Whether weights of this role are learnt."""
     shares: bool = False
     """Whether what sequences of a batch begin with alike is computed once."""
+    offload: bool = False
+    """Whether its weights, which are its own, wait in main memory while it is not used."""
+
+    @property
+    def parts(self) -> list[nn.Module]:
+        """All that it runs through."""
+        heads = (self.value_head, self.score_head, self.class_head)
+        found = (self.trunk, self.output, self.prompt.encoder if self.prompt is not None else None, *heads)
+        return [part for part in found if part is not None]
 
 
 def why_whole(trunk: nn.Module, prompt: VirtualTokens | None) -> str | None:

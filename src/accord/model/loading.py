@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -28,8 +28,11 @@ from transformers.utils import logging as transformers_logging
 from accord.config import ModelConfig
 from accord.errors import ModelError
 from accord.model.attention import choose_attention
+from accord.model.notices import leave_out_idle_notices
 from accord.model.reading import SCALES, Reading, choose_reading, way_of
+from accord.model.tensors import LazyTensor, load_streaming, open_tensors
 
+leave_out_idle_notices()  # before anything imports bitsandbytes
 ADAPTER_CONFIG = "adapter_config.json"
 GGUF = ".gguf"
 
@@ -154,39 +157,52 @@ def load_weights(
     scorer: bool = False,
     headless: bool = False,
     trust_remote_code: bool = False,
+    quantize: str = "none",
+    tensors: Mapping[str, LazyTensor] | None = None,
 ) -> PreTrainedModel:
     """Load a language model, or a sequence classifier with one label, for the way it reads (see `accord.model.reading`).
 
     Args:
         base: folder or hub name.
-        dtype: type of the weights in memory.
+        dtype: type of the weights in memory; of a quantised model, of what is not quantised, and the one it computes in.
         device: where they go.
         scorer: load as `AutoModelForSequenceClassification`.
         headless: the scorer's head is not in the checkpoint, since an adapter brings it.
         trust_remote_code: see `ModelConfig`.
+        quantize: `none`, `int8` or `nf4`: tensors are read, quantised and placed one at a time.
+        tensors: the weights by name, in place of those in the folder; each is asked for once.
 
     Raises:
         ModelError: it cannot be loaded, lacks weights, its family cannot do what is asked, or a scorer has more than one label.
     """
     config = read_config(base, trust_remote_code)
-    reading = read_family(base, config, scorer, trust_remote_code)
-    if scorer and not headless and config.num_labels != 1:
+    if headless:
+        config.num_labels = 1
+    if scorer and config.num_labels != 1:
         raise ModelError(f"{base} has {config.num_labels} labels; a reward model has one (num_labels = 1)")
+    skeleton = make_skeleton(base, config, scorer, trust_remote_code)
+    reading = choose_reading(base, skeleton)
+    if quantize != "none":
+        check_quantizable(base, skeleton)
     source, file = source_of(base)
+    own: dict[str, Any] = {"dtype": dtype, "attn_implementation": _attention(reading, device, dtype)}
     try:
         with quiet_progress():
-            loaded: Any = _automatic(config, scorer).from_pretrained(
-                source,
-                dtype=dtype,
-                attn_implementation=_attention(reading, device, dtype),
-                use_safetensors=True,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-                **({"num_labels": 1} if headless else {}),
-                **file,
-                **({"quantization_config": GgufConfig(dequantize=True)} if file else {}),
-            )
-    except (OSError, ValueError) as error:
+            loaded: Any
+            if quantize == "none" and tensors is None:
+                loaded = _automatic(config, scorer).from_pretrained(
+                    source,
+                    use_safetensors=True,
+                    trust_remote_code=trust_remote_code,
+                    output_loading_info=True,
+                    **own,
+                    **({"num_labels": 1} if headless else {}),
+                    **file,
+                    **({"quantization_config": GgufConfig(dequantize=True)} if file else {}),
+                )
+            else:
+                loaded = load_streaming(base, skeleton, config, device, tensors or open_tensors(base), quantize, own)
+    except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"the model {base} cannot be loaded: {_first_line(error)}") from error
     model, report = loaded
     missing = set(report["missing_keys"]) - ({"score.weight"} if headless else set())
@@ -195,8 +211,17 @@ def load_weights(
             f"{base} does not hold all weights of a {type(model).__name__}: {len(missing)} are missing, such as "
             f"{min(missing)}, and random ones would take their place"
         )
+    _keep_gradients(model)
     model.to(device)  # type: ignore[arg-type]
     return model
+
+
+def _keep_gradients(model: PreTrainedModel) -> None:
+    """Let 4-bit layers that a checkpoint brings along keep their weights as they are: see `accord.model.quantized.NF4Linear`."""
+    module: Any
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 @contextmanager
@@ -217,6 +242,15 @@ def read_family(base: str, config: Any, scorer: bool = False, trust_remote_code:
     Raises:
         ModelError: it cannot, with the reason.
     """
+    return choose_reading(base, make_skeleton(base, config, scorer, trust_remote_code))
+
+
+def make_skeleton(base: str, config: Any, scorer: bool = False, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model without weights, if its family can do what is asked.
+
+    Raises:
+        ModelError: it cannot, with the reason.
+    """
     text = config.get_text_config()
     for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         value = getattr(text, key, None)
@@ -229,10 +263,29 @@ def read_family(base: str, config: Any, scorer: bool = False, trust_remote_code:
         refuse_scorer(base, config)
     try:
         with torch.device("meta"):
-            skeleton = _automatic(config, scorer).from_config(config, trust_remote_code=trust_remote_code)
+            skeleton: PreTrainedModel = _automatic(config, scorer).from_config(
+                config, trust_remote_code=trust_remote_code
+            )
     except ValueError as error:
         raise ModelError(f"{base} is no model of a kind that is needed here: {_first_line(error)}") from error
-    return choose_reading(base, skeleton)
+    return skeleton
+
+
+def check_quantizable(base: str, skeleton: PreTrainedModel) -> None:
+    """Refuse to quantise what would not be what was asked for; `skeleton` may hold no weights.
+
+    Raises:
+        ModelError: with the reason and another way.
+    """
+    reason = None
+    if getattr(skeleton.config, "quantization_config", None) is not None:
+        reason = "its checkpoint is quantised already"
+    elif skeleton._is_stateful:
+        reason = "its state-space layers read their weights past the layer, so they would read codes"
+    elif any(parameter.ndim > 2 and ".experts." in f".{name}" for name, parameter in skeleton.named_parameters()):
+        reason = "its experts are no linear layers in transformers 5, so most of it would stay as it is"
+    if reason is not None:
+        raise ModelError(f"model.quantize: {base} cannot be quantised: {reason}; use model.quantize: none")
 
 
 def refuse_scorer(base: str, config: Any) -> None:

@@ -17,6 +17,7 @@ from accord.errors import ModelError
 from accord.model.adapters import SCORE, AdapterSet
 from accord.model.classifiers import ClassFacts, head_shape, read_labels, refuse_classes, saved_head
 from accord.model.critic import read_value_head, saved_critic
+from accord.model.device import visiting
 from accord.model.folding import LoraLayer, folded, folded_layers
 from accord.model.forward import Role, why_whole
 from accord.model.heads import ClassHead, ScalarHead
@@ -35,6 +36,7 @@ from accord.model.merging import check_mergeable, has_virtual_tokens
 from accord.model.methods import peft_config
 from accord.model.prompts import VirtualTokens
 from accord.model.sharing import share_layers
+from accord.model.tensors import LazyTensor
 
 START = "start"
 """Name of the frozen copy of the adapter that a run started from, or began with."""
@@ -55,8 +57,20 @@ class Roles:
         roles: by name: `policy`, `reference`, `critic`, `reward`, or `reward/<label>` for several rewards.
     """
 
-    def __init__(self, config: ModelConfig, adapter: AdapterConfig | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        adapter: AdapterConfig | None,
+        device: torch.device,
+        tensors: Mapping[str, LazyTensor] | None = None,
+    ) -> None:
         """Load the base; `adapter` says what will learn on it, `None` that the base itself learns.
+
+        Args:
+            config: where it is, and in which precision it is held.
+            adapter: see above.
+            device: where it goes.
+            tensors: the base's weights, in place of those in its folder; see `load_weights`.
 
         Raises:
             ModelError: the model or its tokenizer cannot be loaded, or all weights should learn from virtual tokens.
@@ -67,7 +81,7 @@ class Roles:
             check_mergeable(self.location.adapter, FOLD_IN)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(config, self.location)
         self.dtype = weight_type(config, self.location, trained=adapter is None)
-        self.model: PreTrainedModel = self._load(self.location, trained=adapter is None)
+        self.model: PreTrainedModel = self._load(self.location, trained=adapter is None, tensors=tensors)
         self.adapters = AdapterSet(self.model, self.location.base, thin=getattr(adapter, "dtype", "auto") == "auto")
         self.roles: dict[str, Role] = {}
         if adapter is not None:
@@ -78,7 +92,13 @@ class Roles:
             self._fold_in(self.location.adapter)
         self.model.eval()
 
-    def _load(self, location: Location, scorer: bool = False, trained: bool = False) -> PreTrainedModel:
+    def _load(
+        self,
+        location: Location,
+        scorer: bool = False,
+        trained: bool = False,
+        tensors: Mapping[str, LazyTensor] | None = None,
+    ) -> PreTrainedModel:
         return load_weights(
             location.base,
             weight_type(self.config, location, trained),
@@ -86,6 +106,8 @@ class Roles:
             scorer=scorer,
             headless=scorer and location.adapter is not None,
             trust_remote_code=self.config.trust_remote_code,
+            quantize="none" if trained else self.config.quantize,
+            tensors=tensors,
         )
 
     def _fold_in(self, folder: Path) -> None:
@@ -147,16 +169,17 @@ class Roles:
             assert config.path is not None
             model, prompt = self._own_model(config.path)
             output = model.get_output_embeddings()
-            self.roles["reference"] = self._role("reference", trunk_of(model), output, shared=False, prompt=prompt)
+            self._place(
+                self._role("reference", trunk_of(model), output, shared=False, prompt=prompt, offload=config.offload)
+            )
         elif self.adapter_config is None:
             frozen = (
                 copy.deepcopy(self.model).requires_grad_(False)
                 if config.k is None
                 else share_layers(self.model, config.k)
             )
-            self.roles["reference"] = self._role(
-                "reference", trunk_of(frozen), frozen.get_output_embeddings(), shared=False
-            )
+            output = frozen.get_output_embeddings()
+            self._place(self._role("reference", trunk_of(frozen), output, shared=False, offload=config.offload))
         else:
             adapter = START if self.location.adapter is not None else None
             if adapter is None and not self.adapter_config.mergeable:
@@ -170,8 +193,8 @@ class Roles:
     def _own_model(
         self, path: str, scorer: bool = False, trained: bool = False
     ) -> tuple[PreTrainedModel, VirtualTokens | None]:
-        """A separate model, frozen unless it is to be trained; an adapter is folded into it, or its virtual tokens are given
-        beside it."""
+        """A separate model, frozen unless it is to be trained; an adapter is folded into it, or stays on it where its weights are
+        quantised, or its virtual tokens are given beside it."""
         location = locate(path)
         if scorer:
             refuse_classes(path, location, "a reward model")
@@ -184,10 +207,12 @@ class Roles:
             )
         model = self._load(location, scorer, trained)
         prompt = None
-        if location.adapter is not None and has_virtual_tokens(location.adapter):
-            adapters = AdapterSet(model, location.base)
+        quantized = self.config.quantize != "none" and not trained
+        if location.adapter is not None and (quantized or has_virtual_tokens(location.adapter)):
+            adapters = AdapterSet(model.requires_grad_(False), location.base)
             self._set_score(model, adapters.load(START, location.adapter))
             prompt = adapters.prompt(START)
+            adapters.hold(START)
         elif location.adapter is not None:
             import peft
 
@@ -201,8 +226,9 @@ class Roles:
             layer: Any = model.score
             layer.weight.data.copy_(head[SCORE])
 
-    def add_reward(self, path: str, name: str = "reward", stepwise: bool = False) -> None:
-        """A frozen reward model: an adapter on the shared base if it was trained on that base, else its own model."""
+    def add_reward(self, path: str, name: str = "reward", stepwise: bool = False, offload: bool = False) -> None:
+        """A frozen reward model: an adapter on the shared base if it was trained on that base, else its own model, which may
+        wait in main memory (`offload`) while it is not asked."""
         location = locate(path)
         if location.adapter is not None and self.adapter_config is not None and self._shares(location):
             refuse_classes(path, location, "a reward model")
@@ -219,9 +245,16 @@ class Roles:
             return
         model, prompt = self._own_model(path, scorer=True)
         head = self._new_head_for(model).requires_grad_(False)
-        self.roles[name] = self._role(
-            name, trunk_of(model), score_head=head, shared=False, stepwise=stepwise, prompt=prompt
+        trunk = trunk_of(model)
+        self._place(
+            self._role(name, trunk, score_head=head, shared=False, stepwise=stepwise, prompt=prompt, offload=offload)
         )
+
+    def _place(self, role: Role) -> None:
+        """Add a role with weights of its own, and let them wait where they are to."""
+        self.roles[role.name] = role
+        for part in role.parts if role.offload else ():
+            part.to("cpu")
 
     def _shares(self, location: Location) -> bool:
         """Whether an adapter can be put on the shared base: it was trained there, and no other kind of layers is in the way."""
@@ -334,7 +367,8 @@ class Roles:
         """Switch to a role; with `train`, its weights take gradients, and backward must run inside."""
         role = self.roles[name]
         if not role.shared:
-            yield role
+            with visiting(role.parts if role.offload else (), self.device):
+                yield role
             return
         with self.adapters.active(role.adapter, trains=train and role.trains):
             yield role

@@ -102,17 +102,17 @@ class Scorer:
         for members, part in cut.micros(all(self.roles.roles[name].shares for name in ("policy", "reference"))):
             before_K = part.target_mask_T.nonzero().flatten() - 1
             policy, hidden_KH = self._hidden("policy", part, before_K)
-            reference, ref_hidden_KH = self._hidden("reference", part, before_K)
-            assert policy.output is not None and reference.output is not None
-            kl_K = full_kl(
-                hidden_KH,
-                policy.output.weight,
-                policy.output.bias,
-                ref_hidden_KH,
-                reference.output.weight,
-                reference.output.bias,
-                temperature=self.temperature,
-            )
+            with torch.no_grad(), self.roles.use("reference") as reference:  # its output layer must be there, too
+                assert policy.output is not None and reference.output is not None
+                kl_K = full_kl(
+                    hidden_KH,
+                    policy.output.weight,
+                    policy.output.bias,
+                    states_of(reference, part).at(before_K),
+                    reference.output.weight,
+                    reference.output.bias,
+                    temperature=self.temperature,
+                )
             kl_T[cut.batch.token_index(members)[(before_K + 1).cpu()]] = kl_K.cpu()
         return kl_T
 

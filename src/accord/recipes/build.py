@@ -187,13 +187,35 @@ def example_stream(items: list[T], recipe: Recipe, train: ExampleTrain, ranks: R
 
 def model_facts(recipe: Recipe, roles: Roles, weights: Mapping[str, nn.Parameter]) -> dict[str, str]:
     """What learns, on what, where."""
-    total = sum(parameter.numel() for parameter in roles.model.parameters())
+    total = roles.model.num_parameters()
     learnt = sum(parameter.numel() for parameter in weights.values())
     kind = "all weights" if recipe.adapter is None else recipe.adapter.describe()
-    return {
-        "model": f"{recipe.model.source} ({total / 1e6:.1f}M parameters, {str(roles.dtype).removeprefix('torch.')})",
-        "learns": f"{learnt / 1e6:.2f}M parameters ({kind}), learning rate {recipe.train.learning_rate:g}",
-        "device": f"{roles.device}, {torch.get_num_threads()} threads"
-        if roles.device.type == "cpu"
-        else str(roles.device),
-    } | reading_facts(roles)
+    return (
+        {
+            "model": f"{recipe.model.source} ({total / 1e6:.1f}M parameters, {_precision(recipe.model, roles)})",
+            "learns": f"{learnt / 1e6:.2f}M parameters ({kind}), learning rate {recipe.train.learning_rate:g}",
+            "device": f"{roles.device}, {torch.get_num_threads()} threads"
+            if roles.device.type == "cpu"
+            else str(roles.device),
+        }
+        | _memory_facts(recipe, roles)
+        | reading_facts(roles)
+    )
+
+
+def _precision(model: ModelConfig, roles: Roles) -> str:
+    name = str(roles.dtype).removeprefix("torch.")
+    return name if model.quantize == "none" else f"{model.quantize}, computes in {name}"
+
+
+def _memory_facts(recipe: Recipe, roles: Roles) -> dict[str, str]:
+    """What is done to need less, and where asking for it does nothing."""
+    facts = {"activations": "of layers computed again in backward"} if recipe.train.activation_checkpointing else {}
+    waiting = [name for name, role in roles.roles.items() if role.offload]
+    if waiting:
+        here = roles.device.type == "cpu"
+        how = (
+            "asked for, but all is in main memory here: nothing moves" if here else "wait in main memory when not used"
+        )
+        facts["offload"] = f"{', '.join(waiting)}: {how}"
+    return facts

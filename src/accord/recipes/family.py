@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
+
+from torch import nn
+from transformers import PreTrainedModel
 
 from accord.config import ClassifyRecipe, Recipe, RewardRecipe, RolloutRecipe
 from accord.data import read_records
 from accord.errors import ConfigError, DataError
 from accord.model.classifiers import head_shape
 from accord.model.forward import why_whole
-from accord.model.loading import locate, read_config, read_family, refuse_scorer
+from accord.model.loading import check_quantizable, locate, make_skeleton, read_config, refuse_scorer, trunk_of
 from accord.model.prompts import check_virtual_tokens
 from accord.model.reading import Reading, choose_reading, way_of
 from accord.model.roles import Roles
@@ -26,7 +30,10 @@ def check_family(recipe: Recipe) -> Reading:
     """
     base = locate(recipe.model.source).base
     config = read_config(base, recipe.model.trust_remote_code)
-    reading = read_family(base, config, trust_remote_code=recipe.model.trust_remote_code)
+    skeleton = make_skeleton(base, config, trust_remote_code=recipe.model.trust_remote_code)
+    reading = choose_reading(base, skeleton)
+    if recipe.model.quantize != "none":
+        _check_quantize(recipe, base, skeleton)
     if isinstance(recipe, RewardRecipe):
         refuse_scorer(base, config)
     if isinstance(recipe, ClassifyRecipe):
@@ -36,6 +43,23 @@ def check_family(recipe: Recipe) -> Reading:
     if reading.way == "encoder-decoder" and not isinstance(recipe, RolloutRecipe):
         _check_prompts(recipe, base)
     return reading
+
+
+def _check_quantize(recipe: Recipe, base: str, skeleton: PreTrainedModel) -> None:
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"model.quantize: {recipe.model.quantize} needs the package bitsandbytes, which is not installed: "
+            'pip install "accord[quant]"'
+        )
+    check_quantizable(base, skeleton)
+    if recipe.model.quantize == "nf4" and getattr(recipe.adapter, "dora", False):
+        layers = (module for module in trunk_of(skeleton).modules() if isinstance(module, nn.Linear))
+        odd = next((layer.in_features for layer in layers if layer.in_features % 64), None)
+        if odd is not None:
+            raise ConfigError(
+                f"adapter.dora: peft dequantises weights with bitsandbytes, which gets NF4 wrong on a CPU for a width of {odd}, "
+                f"no multiple of 64, as {base} has; use model.quantize: int8, or dora: false"
+            )
 
 
 def _check_prompts(recipe: Recipe, base: str) -> None:

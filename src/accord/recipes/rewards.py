@@ -89,7 +89,7 @@ def add_rewards(terms: Sequence[RewardTerm], roles: Roles) -> None:
     for term in terms:
         for path, role in zip(term.paths, term.roles, strict=True):
             check_tokenizer(path, roles)
-            roles.add_reward(path, role, stepwise=term.process is not None)
+            roles.add_reward(path, role, stepwise=term.process is not None, offload=term.offload)
 
 
 def mixed(

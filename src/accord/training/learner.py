@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -14,6 +15,7 @@ from accord.algorithms import Algorithm, Denominators, Metrics, RoleUpdate
 from accord.batch import TokenBatch
 from accord.config import TrainConfig
 from accord.errors import RunError, TrainingError
+from accord.model.checkpointing import ActivationCheckpointing
 from accord.model.forward import Outputs, forward, teach
 from accord.model.roles import Roles
 from accord.training.balance import RouterBalance
@@ -43,6 +45,7 @@ class Learner:
 
     Raises:
         ConfigError: the optimiser or the schedule cannot be made.
+        ModelError: activations are to be computed again, and the model's layers cannot be.
     """
 
     def __init__(
@@ -68,6 +71,8 @@ class Learner:
         self.optimizer = make_optimizer(make_groups(self.weights, config, rates or {}), config, optimizer)
         self.schedule = make_schedule(self.optimizer, config, total_steps, scheduler)
         self.balance = RouterBalance(roles, self.ranks)
+        learning = {name: role for name, role in roles.roles.items() if role.trains and config.activation_checkpointing}
+        self.checkpointing = {name: ActivationCheckpointing(role.trunk) for name, role in learning.items()}
         self.steps = 0
 
     def update(self, batch: TokenBatch) -> Metrics:
@@ -116,7 +121,8 @@ class Learner:
         """Gradients of one role over all micro-batches. Returns metrics added up over micro-batches and ranks, and how many
         tokens the role computed on this rank."""
         totals: dict[str, Tensor] = {}
-        with self.roles.use(update.role, train=True) as role:
+        saving = self.checkpointing.get(update.role)
+        with self.roles.use(update.role, train=True) as role, nullcontext() if saving is None else saving.on():
             micros = batch.split(self.config.micro_batch_tokens, role.shares)
             computed = sum(micro.computed(role.shares) for micro in micros)
             balance = self.balance.step(role, micros, update.heads_only)

@@ -19,7 +19,7 @@ from accord.algorithms import Algorithm, Metrics
 from accord.batch import TokenBatch
 from accord.config import Recipe
 from accord.errors import AccordWarning, RunError
-from accord.model.device import peak_memory_gib
+from accord.model.device import PeakMemory
 from accord.model.scorer import Scorer
 from accord.rollout.protocol import Engine
 from accord.training.card import write_run_card
@@ -94,6 +94,8 @@ def run_loop(
         AccordError: see the parts; whatever was learnt up to the newest checkpoint is kept.
     """
     recipe = parts.recipe
+    memory = PeakMemory(parts.learner.roles.device)
+    memory.lap("load")
     first_rank = parts.learner.ranks.first
     console = Console(parts.kind, parts.iterations, quiet=quiet or not first_rank, log_every=recipe.train.log_every)
     facts = parts.facts if parts.begin is None else {**parts.facts, **_begin(parts.begin, console)}
@@ -110,7 +112,8 @@ def run_loop(
         console.start(begun)
         try:
             for iteration in range(begun, parts.iterations):
-                metrics = _iterate(parts, iteration, directory, console) | (start if iteration == begun else {})
+                metrics = _iterate(parts, iteration, directory, console, memory)
+                metrics |= start if iteration == begun else {}
                 _log(metrics, iteration + 1, sinks, console)
                 if _due(recipe.train.checkpoint_every, iteration, parts.iterations) and first_rank:
                     _checkpoint(parts, directory, iteration + 1)
@@ -125,7 +128,7 @@ def run_loop(
             parts.save(directory.model)
             write_report(directory.path)
             write_run_card(parts, directory)
-            console.summary(_summary(parts, directory))
+            console.summary(_summary(parts, directory, memory))
     return Run(directory.path, read_metrics(directory.path))
 
 
@@ -134,14 +137,15 @@ def _begin(begin: Callable[[Console], Mapping[str, str]], console: Console) -> M
         return begin(console)
 
 
-def _iterate(parts: Parts, iteration: int, directory: RunDirectory, console: Console) -> Metrics:
+def _iterate(parts: Parts, iteration: int, directory: RunDirectory, console: Console, memory: PeakMemory) -> Metrics:
     """Collect, prepare, learn, hand over the weights."""
     started = time.perf_counter()
     seed_everything(parts.recipe.seed, iteration)
     items, metrics = parts.source.collect(iteration, console)
+    memory.lap("rollout" if parts.engine is not None else "data")
     console.phase("update", parts.steps_per_iteration)
     batch, learnt = learn(
-        items, parts.algorithm, parts.learner, parts.scorer, parts.recipe.seed, iteration, console.advance
+        items, parts.algorithm, parts.learner, parts.scorer, parts.recipe.seed, iteration, console.advance, memory
     )
     metrics |= with_perplexity(learnt)
     if parts.engine is not None:
@@ -152,11 +156,17 @@ def _iterate(parts: Parts, iteration: int, directory: RunDirectory, console: Con
     if parts.evaluate is not None and _due(parts.recipe.train.eval_every, iteration, parts.iterations):
         console.phase("eval", 1)
         metrics |= parts.evaluate()
+        memory.lap("eval")
     return metrics | {
         "step": float(parts.learner.steps),
         "time/iteration": time.perf_counter() - started,
-        "memory/peak_gib": peak_memory_gib(parts.learner.roles.device),
+        "memory/peak_gib": memory.highest,
+        **{f"memory/{phase}_gib": memory.phases[phase] for phase in PHASES if phase in memory.phases},
     }
+
+
+PHASES = ("load", "rollout", "score", "update")
+"""Those whose peak memory is logged: a forecast names the same."""
 
 
 def learn(
@@ -167,6 +177,7 @@ def learn(
     seed: int,
     iteration: int,
     progress: Callable[[int, int], None] | None = None,
+    memory: PeakMemory | None = None,
 ) -> tuple[TokenBatch, Metrics]:
     """Prepare one iteration's items and take its optimiser steps.
 
@@ -176,12 +187,15 @@ def learn(
         seed: of the run; the order of minibatches follows from it and the iteration.
         iteration: from 0.
         progress: called with (steps, tokens) after each step.
+        memory: notes the peaks of the phases `score` and `update`.
 
     Returns:
         The prepared batch and the metrics of preparation and steps.
     """
     scoring = time.perf_counter()
     batch, metrics = algorithm.prepare(items, scorer)
+    if memory is not None:
+        memory.lap("score")
     updating = time.perf_counter()
     generator = torch.Generator().manual_seed(seed * 1_000_003 + iteration)
     steps: list[Metrics] = []
@@ -200,6 +214,8 @@ def learn(
     metrics |= {name: float(learner.ranks.max(torch.tensor(metrics[name]))) for name in greatest}
     seconds = time.perf_counter() - updating
     tokens = sum(step["tokens/seen"] for step in steps)
+    if memory is not None:
+        memory.lap("update")
     return batch, metrics | average(steps) | {
         "tokens/total": tokens,
         "tokens/per_second": tokens / max(seconds, 1e-9),
@@ -267,9 +283,11 @@ def _restore(parts: Parts, directory: RunDirectory) -> tuple[int, list[str]]:
     return checkpoint.iteration, [*notes, f"resumed from {checkpoint.path.name}"]
 
 
-def _summary(parts: Parts, directory: RunDirectory) -> list[tuple[str, str]]:
+def _summary(parts: Parts, directory: RunDirectory, memory: PeakMemory) -> list[tuple[str, str]]:
     lines = [("model", str(directory.model)), ("report", str(directory.path / "report.html"))]
     lines += [("metrics", str(directory.path / METRICS_FILE))]
+    peaks = ", ".join(f"{phase} {memory.phases[phase]:.2f}" for phase in PHASES if phase in memory.phases)
+    lines += [("memory", f"peak in GiB: {peaks}")]
     return [*lines, *parts.next_steps]
 
 

@@ -73,8 +73,17 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           "Steady.", "Raise `train.micro_batch_tokens`, or use fewer `algorithm.epochs`.", unit="s"),
         M("time/data", "Time waiting for rows and packing.",
           "Close to 0.", "Shorten rows or move the file to a local disk.", unit="s"),
-        M("memory/peak_gib", "Highest memory in use during the iteration: of the accelerator, or of the process on a "
-          "CPU.", "Flat after the first iterations.",
+        M("memory/load_gib", "Highest memory in use while models were loaded; like all of these, of the accelerator, or of "
+          "the process on a CPU.", "The size of the models and a layer.", "Above that: another base than `model.path` was "
+          "loaded for a reference, reward or critic; see docs/memory.md.", unit="GiB"),
+        M("memory/rollout_gib", "Highest memory in use so far while responses were sampled and scored by rewards.",
+          "Flat after the first iterations.", "Lower `rollout.max_sequences`.", unit="GiB"),
+        M("memory/score_gib", "Highest memory in use so far while reference and critic scored.",
+          "Flat after the first iterations.", "Lower `train.micro_batch_tokens`.", unit="GiB"),
+        M("memory/update_gib", "Highest memory in use so far during optimiser steps.",
+          "Flat after the first iterations.", "Lower `train.micro_batch_tokens`, or set `train.activation_checkpointing`.",
+          unit="GiB"),
+        M("memory/peak_gib", "Highest memory in use so far, in any phase.", "Flat after the first iterations.",
           "Grows: lengths grow, or there is a leak. Near the limit: lower `train.micro_batch_tokens`.", unit="GiB"),
     ),
     "Optimiser (every recipe)": (
