@@ -75,7 +75,7 @@ def _llama(config: Config) -> Architecture:
                 kv,
                 dim,
                 norms=hidden * (1 if one_norm else 2) + (2 * dim if qk_norm else 0),
-                norm="layer" if one_norm else "rms",
+                norm="cohere" if one_norm else "rms",
                 activation=str(config.get("hidden_act", "silu")),
                 window=windows[i],
                 qk_norm=qk_norm,
@@ -86,7 +86,8 @@ def _llama(config: Config) -> Architecture:
         )
     tied = bool(config.get("tie_word_embeddings", kind == "cohere"))
     return Architecture(
-        str(kind), hidden, config["vocab_size"], tuple(layers), tied, hidden, other=hidden, facts=config
+        str(kind), hidden, config["vocab_size"], tuple(layers), tied, hidden, other=hidden, facts=config,
+        final_norm="cohere" if one_norm else "rms",
     )
 
 

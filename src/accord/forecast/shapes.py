@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 Config = Mapping[str, Any]
 Attention = Literal["segments", "eager", "mamba"]
-Norm = Literal["rms", "gemma", "t5", "layer"]
+Norm = Literal["rms", "gemma", "t5", "layer", "cohere"]
 Reads = Literal["packed", "rows", "encoder-decoder"]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 ACTIVATIONS = {
     "silu": "input",
@@ -84,6 +85,8 @@ class Tape:
     ops: list[Op] = field(default_factory=list)
     marks: list[tuple[int, Value]] = field(default_factory=list)
     """Where layers begin: the number of the next operation, and the layer's input; for activation checkpointing."""
+    end: int = 0
+    """Where the last layer ends."""
 
     def value(self, width: float, item: int, grad: bool, tokens: int | None = None) -> Value:
         """A tensor of `width` numbers a token."""
@@ -114,6 +117,10 @@ class Tape:
                 passes,
             )
         )
+
+    def hold(self, *values: Value) -> None:
+        """Python names these tensors up to here."""
+        self.add(values, None)
 
     # --- arithmetic --------------------------------------------------------------------------------------------------
 
@@ -200,95 +207,78 @@ def replay(tape: Tape, grads_before: int = 0, checkpointing: bool = False) -> Pe
 def _forward(ops: Sequence[Op]) -> tuple[int, int]:
     """Most bytes alive, and those saved in the end."""
     last: dict[int, int] = {}
-    kept: set[int] = set()
+    kept: dict[int, Value] = {}
     for number, op in enumerate(ops):
-        for value in (*op.inputs, *([op.output] if op.output is not None else [])):
+        for value in _of(op):
             last[id(value)] = number
-        kept.update(id(value) for value in op.saves)
-    sizes: dict[int, int] = {}
+        kept |= {id(value): value for value in op.saves}
+    born: set[int] = set()
     alive = most = 0
-    dying: dict[int, list[Value]] = {}
-    seen: set[int] = set()
-    for op in ops:
-        for value in (*op.inputs, *([op.output] if op.output is not None else [])):
-            if id(value) not in seen:
-                seen.add(id(value))
-                dying.setdefault(last[id(value)], []).append(value)
     for number, op in enumerate(ops):
-        for value in (*op.inputs, *([op.output] if op.output is not None else [])):
-            if id(value) not in sizes:
-                sizes[id(value)] = value.size
-                alive += value.size
+        values = {id(value): value for value in _of(op)}
+        alive += sum(value.size for key, value in values.items() if key not in born)
+        born |= values.keys()
         most = max(most, alive + op.scratch)
-        for value in dying.get(number, ()):
-            if id(value) not in kept:
-                alive -= value.size
-    saved = sum(sizes[key] for key in kept if key in sizes)
-    return most, saved
+        alive -= sum(value.size for key, value in values.items() if last[key] == number and key not in kept)
+    return most, sum(value.size for value in kept.values())
+
+
+def _of(op: Op) -> tuple[Value, ...]:
+    return op.inputs if op.output is None else (*op.inputs, op.output)
 
 
 def _backward(ops: Sequence[Op], saved: int, grads_before: int) -> int:
-    """Most bytes alive while gradients flow back over `ops`, of which the last output's gradient is given."""
+    """Most bytes alive while gradients flow back over `ops`; the gradient of the last output comes from elsewhere."""
     savers: dict[int, int] = {}
     for op in ops:
         for value in op.saves:
             savers[id(value)] = savers.get(id(value), 0) + 1
     grads: dict[int, list[int]] = {}  # value -> [bytes, holders]: one memory may be the gradient of several values
-    alive = saved
-    weights, most = grads_before, saved + grads_before
+    alive, weights = saved, grads_before
+    most = alive + weights
     for op in reversed(ops):
         own = grads.pop(id(op.output), None) if op.output is not None else None
-        flowing = own is not None or op.output is None or op is ops[-1]
-        if flowing:
-            new = 0
-            for value in op.inputs:
-                if not value.grad:
-                    continue
+        if own is not None or op is ops[-1]:
+            passing = 0
+            for value in (value for value in op.inputs if value.grad):
                 held = grads.get(id(value))
-                if op.passes and own is not None and held is None:
+                if held is None and op.passes and own is not None:
                     own[1] += 1
                     grads[id(value)] = own
-                else:
-                    new += value.size
-                    if held is None:
-                        grads[id(value)] = [value.size, 1]
-                        alive += value.size
-                    elif held[1] > 1:  # shared memory is not added to in place
-                        held[1] -= 1
-                        grads[id(value)] = [value.size, 1]
-                        alive += value.size
-            extra = sum(v.size for v in op.inputs if v.grad and id(v) in grads and not op.passes) and 0
-            most = max(most, alive + extra + weights + op.weight_grads + op.backward_scratch)
-            if not grads_before:
-                weights += op.weight_grads
+                elif held is None:
+                    grads[id(value)] = [value.size, 1]
+                    alive += value.size
+                elif held[1] > 1:  # what others hold, too, is not added to in place
+                    held[1] -= 1
+                    grads[id(value)] = [value.size, 1]
+                    alive += value.size
+                elif not op.passes:
+                    passing += value.size
+            most = max(most, alive + passing + weights + op.weight_grads + op.backward_scratch)
+            weights += 0 if grads_before else op.weight_grads
         if own is not None:
             own[1] -= 1
-            if own[1] == 0:
-                alive -= own[0]
+            alive -= own[0] if own[1] == 0 else 0
         for value in op.saves:
             savers[id(value)] -= 1
-            if savers[id(value)] == 0:
-                alive -= value.size
+            alive -= value.size if savers[id(value)] == 0 else 0
     return most
 
 
 def _checkpointed(tape: Tape, grads_before: int, left: int) -> Peak:
-    """Layer inputs are kept; the tail after the last mark is an ordinary pass."""
-    starts = [start for start, _ in tape.marks]
-    inputs = sum(value.size for _, value in tape.marks)
-    ends = [*starts[1:], tape.marks_end]  # type: ignore[attr-defined]
-    head, tail = tape.ops[: starts[0]], tape.ops[ends[-1] :]
-    forward = max(_forward(tape.ops[start:end])[0] for start, end in zip(starts, ends, strict=True))
+    """Layer inputs are kept, each layer is computed again; what follows the last layer is an ordinary pass."""
+    bounds = [*(start for start, _ in tape.marks), tape.end]
+    parts = [tape.ops[start:end] for start, end in pairwise(bounds)]
+    head, tail = tape.ops[: bounds[0]], tape.ops[bounds[-1] :]
+    held = sum(value.size for _, value in tape.marks)
     tail_forward, tail_saved = _forward(tail)
+    forward = grads_before + held + max(tail_forward, _forward(head)[0], *(_forward(part)[0] for part in parts))
     weights = grads_before
-    most = inputs + _backward(tail, tail_saved, weights)
+    saved, most = held + tail_saved, held + _backward(tail, tail_saved, grads_before)
     weights += 0 if grads_before else sum(op.weight_grads for op in tail)
-    held = inputs
-    for (start, value), end in reversed(list(zip(tape.marks, ends, strict=True))):
-        part = tape.ops[start:end]
-        again, saved = _forward(part)
-        most = max(most, held + weights + value.size + max(again, _backward(part, saved, 0)))
+    for (_, value), part in reversed(list(zip(tape.marks, parts, strict=True))):
+        again, kept = _forward(part)
+        most = max(most, held + weights + value.size + max(again, _backward(part, kept, 0)))
         weights += 0 if grads_before else sum(op.weight_grads for op in part)
         held -= value.size
-    saved = inputs + tail_saved
-    return Peak(grads_before + inputs + max(forward, tail_forward, _forward(head)[0]), saved, most, left)
+    return Peak(forward, saved, most, left)
