@@ -69,6 +69,8 @@ class Blocks:
         tape, how, shape = self.tape, self.how, self.shape
         learns = how.trains_base and not how.frozen_layers
         width = shape.vocabulary * shape.embedding * how.item
+        if shape.reads == "encoder-decoder":
+            tape.tokens = max(tape.tokens // 2, 1)  # a token goes through one of the two stacks
         h = first = tape.value(shape.hidden, how.item, learns or how.inputs_learn)
         # Where embedding and output layer are one, both hand their gradient to one weight.
         own = (0 if shape.tied else width) + shape.other * how.item

@@ -149,7 +149,8 @@ class Tape:
         for term in terms[1:]:
             wide = max(total, term, key=lambda v: v.item)
             y = self.like(wide, grad=total.grad or term.grad)
-            self.add([total, term], y, passes=total.item == term.item)
+            # On CPU the narrower term is widened before it is added.
+            self.add([total, term], y, scratch=y.size if total.item != term.item else 0, passes=total.item == term.item)
             total = y
         return total
 
@@ -170,10 +171,13 @@ class Tape:
         kind = ACTIVATIONS.get(name, "input")
         if kind != "python":
             return self.unary(x, kind)
+        half = self.unary(x)
         cube = self.unary(x, "input")  # pow
         inner = self.sum(x, self.unary(cube))
         bent = self.unary(self.unary(inner), "output")  # tanh
-        return self.product(self.unary(x), self.unary(bent))
+        y = self.product(half, self.unary(bent))
+        self.hold(x)
+        return y
 
     def dropout(self, x: Value, rate: float) -> Value:
         """Zeroes some numbers; its mask is saved."""
