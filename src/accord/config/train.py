@@ -87,3 +87,6 @@ class PlacementConfig(Section):
     """`auto` (an accelerator when there is one), or a torch device such as `cpu` or `cuda:0`."""
     threads: int | None = Field(None, ge=1)
     """CPU threads; by default all cores of this process."""
+    allocator: Literal["fast", "lean"] = "fast"
+    """Memory on CPU. `fast`: glibc's way, which keeps what tensors leave and cannot use all of it again. `lean`: tensors go back
+    to the system at once; up to half the memory, for more time in the system. See docs/forecast.md."""

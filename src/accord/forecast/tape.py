@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Protocol
 
 ACTIVATIONS = {
     "silu": "input",
@@ -190,6 +191,38 @@ class Tape:
         return y
 
 
+class Counter:
+    """An allocator without waste: what is alive, and the most there was."""
+
+    def __init__(self) -> None:
+        self.alive = self.most = 0
+        self._sizes: list[int] = []
+
+    def take(self, size: int) -> int:
+        """Memory of so many bytes; returns its number."""
+        self._sizes.append(size)
+        self.alive += size
+        self.most = max(self.most, self.alive)
+        return len(self._sizes) - 1
+
+    def give(self, number: int) -> None:
+        """Free it."""
+        self.alive -= self._sizes[number]
+
+    def restart(self) -> int:
+        """The most since the last call."""
+        most, self.most = self.most, self.alive
+        return most
+
+
+class Memory(Protocol):
+    """Whatever counts."""
+
+    def take(self, size: int) -> int: ...
+    def give(self, number: int) -> None: ...
+    def restart(self) -> int: ...
+
+
 def replay(tape: Tape, grads_before: int = 0, checkpointing: bool = False) -> Peak:
     """The most bytes that are alive at once.
 
@@ -199,90 +232,137 @@ def replay(tape: Tape, grads_before: int = 0, checkpointing: bool = False) -> Pe
             ones are added to them.
         checkpointing: of each marked layer only the input is kept, and the layer is computed again in backward.
     """
-    if not tape.trains:
-        return Peak(_forward(tape.ops)[0], 0, 0, 0)
-    left = sum(op.weight_grads for op in tape.ops)
-    if checkpointing and tape.marks:
-        return _checkpointed(tape, grads_before, left)
-    forward, saved = _forward(tape.ops)
-    return Peak(grads_before + forward, saved, _backward(tape.ops, saved, grads_before), left)
+    memory = Counter()
+    if grads_before:
+        memory.take(grads_before)
+    player = Player(tape, memory, keeps_grads=not grads_before, checkpointing=checkpointing)
+    player.forward()
+    forward, saved = memory.restart(), memory.alive - grads_before
+    player.backward()
+    return Peak(forward, saved if tape.trains else 0, memory.restart(), player.weight_grads)
 
 
-def _forward(ops: Sequence[Op]) -> tuple[int, int]:
-    """Most bytes alive, and those saved in the end."""
-    last: dict[int, int] = {}
-    kept: dict[int, Value] = {}
-    for number, op in enumerate(ops):
-        for value in _of(op):
-            last[id(value)] = number
-        kept |= {id(value): value for value in op.saves}
-    born: set[int] = set()
-    alive = most = 0
-    for number, op in enumerate(ops):
-        values = {id(value): value for value in _of(op)}
-        alive += sum(value.size for key, value in values.items() if key not in born)
-        born |= values.keys()
-        most = max(most, alive + op.scratch)
-        alive -= sum(value.size for key, value in values.items() if last[key] == number and key not in kept)
-    return most, sum(value.size for value in kept.values())
+class Player:
+    """Takes and gives back memory as a forward pass and its backward pass do.
+
+    Args:
+        tape: a whole forward pass.
+        memory: where from.
+        keeps_grads: the gradients of weights stay; else they are added to those of an earlier micro-batch, and go.
+        checkpointing: see `replay`.
+    """
+
+    def __init__(self, tape: Tape, memory: Memory, keeps_grads: bool = True, checkpointing: bool = False) -> None:
+        self.tape, self.memory, self.keeps_grads = tape, memory, keeps_grads
+        self.bounds = [*(start for start, _ in tape.marks), tape.end] if checkpointing and tape.trains else []
+        self.weight_grads = 0
+        self.kept: list[int] = []
+        self._at: dict[int, int] = {}
+        """Where each value lies."""
+
+    def forward(self) -> None:
+        """All operations; what backward needs stays."""
+        ops, bounds = self.tape.ops, self.bounds
+        if not bounds:
+            self._run(ops)
+            return
+        self._run(ops[: bounds[0]], stay=[self.tape.marks[0][1]])
+        for number, (start, end) in enumerate(pairwise(bounds)):
+            following = [value for _, value in self.tape.marks[number + 1 : number + 2]]
+            self._run(ops[start:end], stay=[self.tape.marks[number][1], *(following or [self._last(end)])], saves=False)
+        self._run(ops[bounds[-1] :], stay=[self._last(bounds[-1])])
+
+    def _last(self, end: int) -> Value:
+        """What the last layer gave."""
+        outputs = [op.output for op in self.tape.ops[:end] if op.output is not None]
+        return outputs[-1]
+
+    def _run(self, ops: Sequence[Op], stay: Sequence[Value] = (), saves: bool = True) -> None:
+        last: dict[int, int] = {}
+        kept = {id(value) for value in stay}
+        for number, op in enumerate(ops):
+            for value in _of(op):
+                last[id(value)] = number
+            kept.update(id(value) for value in op.saves if saves)
+        for number, op in enumerate(ops):
+            values = {id(value): value for value in _of(op)}
+            for key, value in values.items():
+                if key not in self._at and value.size:
+                    self._at[key] = self.memory.take(value.size)
+            if op.scratch:
+                self.memory.give(self.memory.take(op.scratch))
+            for key in values:
+                if last[key] == number and key not in kept:
+                    self._drop(key)
+
+    def _drop(self, key: int) -> None:
+        if key in self._at:
+            self.memory.give(self._at.pop(key))
+
+    def backward(self) -> None:
+        """Gradients flow back; the last output's comes from elsewhere."""
+        if not self.tape.trains:
+            for key in list(self._at):
+                self._drop(key)
+            return
+        ops, bounds = self.tape.ops, self.bounds
+        grads: dict[int, list[int]] = {}  # value -> [memory, holders]: one memory may be the gradient of several values
+        if not bounds:
+            self._back(ops, grads)
+        else:
+            self._back(ops[bounds[-1] :], grads)
+            for number, (start, end) in reversed(list(enumerate(pairwise(bounds)))):
+                self._run(ops[start:end], stay=[self.tape.marks[number][1]])
+                self._back(ops[start:end], grads)
+                self._drop(id(self.tape.marks[number][1]))
+            self._back(ops[: bounds[0]], grads)
+        for held in {id(entry): entry for entry in grads.values()}.values():
+            self.memory.give(held[0])
+        for key in list(self._at):
+            self._drop(key)
+
+    def _back(self, ops: Sequence[Op], grads: dict[int, list[int]]) -> None:
+        savers: dict[int, int] = {}
+        for op in ops:
+            for value in op.saves:
+                savers[id(value)] = savers.get(id(value), 0) + 1
+        final = self.tape.ops[-1]
+        for op in reversed(ops):
+            own = grads.pop(id(op.output), None) if op.output is not None else None
+            if own is not None or op is final:
+                self._spread(op, own, grads)
+            if own is not None:
+                own[1] -= 1
+                if own[1] == 0:
+                    self.memory.give(own[0])
+            for value in op.saves:
+                savers[id(value)] -= 1
+                if savers[id(value)] == 0:
+                    self._drop(id(value))
+
+    def _spread(self, op: Op, own: list[int] | None, grads: dict[int, list[int]]) -> None:
+        """The gradients of an operation's inputs and weights."""
+        passing = []
+        if op.backward_scratch:
+            passing.append(self.memory.take(op.backward_scratch))
+        for value in (value for value in op.inputs if value.grad and value.size):
+            held = grads.get(id(value))
+            if held is None and op.passes and own is not None:
+                own[1] += 1
+                grads[id(value)] = own
+            elif held is None or held[1] > 1:  # what others hold, too, is not added to in place
+                if held is not None:
+                    held[1] -= 1
+                grads[id(value)] = [self.memory.take(value.size), 1]
+            elif not op.passes:
+                passing.append(self.memory.take(value.size))
+        if op.weight_grads:
+            self.weight_grads += op.weight_grads
+            number = self.memory.take(op.weight_grads)
+            (self.kept if self.keeps_grads else passing).append(number)
+        for number in passing:
+            self.memory.give(number)
 
 
 def _of(op: Op) -> tuple[Value, ...]:
     return op.inputs if op.output is None else (*op.inputs, op.output)
-
-
-def _backward(ops: Sequence[Op], saved: int, grads_before: int) -> int:
-    """Most bytes alive while gradients flow back over `ops`; the gradient of the last output comes from elsewhere."""
-    savers: dict[int, int] = {}
-    for op in ops:
-        for value in op.saves:
-            savers[id(value)] = savers.get(id(value), 0) + 1
-    grads: dict[int, list[int]] = {}  # value -> [bytes, holders]: one memory may be the gradient of several values
-    alive, weights = saved, grads_before
-    most = alive + weights
-    for op in reversed(ops):
-        own = grads.pop(id(op.output), None) if op.output is not None else None
-        if own is not None or op is ops[-1]:
-            passing = 0
-            for value in (value for value in op.inputs if value.grad):
-                held = grads.get(id(value))
-                if held is None and op.passes and own is not None:
-                    own[1] += 1
-                    grads[id(value)] = own
-                elif held is None:
-                    grads[id(value)] = [value.size, 1]
-                    alive += value.size
-                elif held[1] > 1:  # what others hold, too, is not added to in place
-                    held[1] -= 1
-                    grads[id(value)] = [value.size, 1]
-                    alive += value.size
-                elif not op.passes:
-                    passing += value.size
-            most = max(most, alive + passing + weights + op.weight_grads + op.backward_scratch)
-            weights += 0 if grads_before else op.weight_grads
-        if own is not None:
-            own[1] -= 1
-            alive -= own[0] if own[1] == 0 else 0
-        for value in op.saves:
-            savers[id(value)] -= 1
-            alive -= value.size if savers[id(value)] == 0 else 0
-    return most
-
-
-def _checkpointed(tape: Tape, grads_before: int, left: int) -> Peak:
-    """Layer inputs are kept, each layer is computed again; what follows the last layer is an ordinary pass."""
-    bounds = [*(start for start, _ in tape.marks), tape.end]
-    parts = [tape.ops[start:end] for start, end in pairwise(bounds)]
-    head, tail = tape.ops[: bounds[0]], tape.ops[bounds[-1] :]
-    held = sum(value.size for _, value in tape.marks)
-    tail_forward, tail_saved = _forward(tail)
-    forward = grads_before + held + max(tail_forward, _forward(head)[0], *(_forward(part)[0] for part in parts))
-    weights = grads_before
-    saved, most = held + tail_saved, held + _backward(tail, tail_saved, grads_before)
-    weights += 0 if grads_before else sum(op.weight_grads for op in tail)
-    for (_, value), part in reversed(list(zip(tape.marks, parts, strict=True))):
-        again, kept = _forward(part)
-        most = max(most, held + weights + value.size + max(again, _backward(part, kept, 0)))
-        weights += 0 if grads_before else sum(op.weight_grads for op in part)
-        held -= value.size
-    return Peak(forward, saved, most, left)
