@@ -16,6 +16,10 @@ from accord.forecast.memory import Forecast, forecast
 PATIENCE = 1.0
 """Seconds that the search for combinations may take."""
 WANTED = 3
+TOGETHER = 3
+"""Most changes in one piece of advice."""
+SLACK = 1.1
+"""By how much a sum of savings may miss before the combination is not even tried."""
 
 
 @dataclass(frozen=True)
@@ -40,35 +44,70 @@ class Change:
 def advise(recipe: Recipe, device: Device, longest: int | None = None) -> tuple[list[Change], Change | None]:
     """The three cheapest changes that make a recipe fit.
 
+    Single changes are forecast, each by itself. What two or three save together is taken for the sum of what they save alone,
+    phase by phase; those that may fit by that reckoning are forecast, the cheapest first, so what is returned does fit.
+
     Returns:
-        The changes, and, if there is none, the combination with the least peak that was found, which does not fit either.
+        The changes, and, if there is none, the one with the least peak that was found, which does not fit either.
 
     Raises:
         ModelError: see `forecast`.
     """
-    singles = [one for one in (_tried(recipe, device, change, longest) for change in candidates(recipe)) if one]
+    now = forecast(recipe, device, longest)
+    tried = [one for one in (_tried(recipe, device, change, longest) for change in candidates(recipe)) if one]
+    tried.sort(key=lambda one: one.change.cost)
+    useful: list[_Tried] = []
+    for one in tried:  # a dearer change of the same key that saves no more is of no use
+        same = [other for other in useful if _keys(other.change) == _keys(one.change)]
+        if any(one.told.total(p) < now.total(p) for p in now.phases) and not any(
+            all(other.told.total(p) <= one.told.total(p) for p in now.phases) for other in same
+        ):
+            useful.append(one)
     fitting: list[Change] = []
-    for change in sorted(singles, key=lambda c: c.cost):
-        # Of several values of one key the cheapest that fits is enough.
-        if change.peak <= device.bytes and not any(_keys(change) == _keys(other) for other in fitting):
-            fitting.append(change)
-    best = min(singles, key=lambda c: c.peak, default=None)
+    best = min((one.change for one in useful), key=lambda c: c.peak, default=None)
     until = time.monotonic() + PATIENCE
-    for size in (2, 3, 4):
+    for parts in _combinations(useful, now, device):
         if len(fitting) >= WANTED or time.monotonic() > until:
             break
-        for change in sorted(_combined(singles, size), key=lambda c: c.cost):
-            if time.monotonic() > until or len(fitting) >= WANTED:
-                break
-            if any(set(other.options) <= set(change.options) for other in fitting):
+        joined = _joined([part.change for part in parts])
+        if any(_keys(other) <= _keys(joined) for other in fitting):
+            continue
+        made = parts[0] if len(parts) == 1 else _tried(recipe, device, joined, longest)
+        if made is None:
+            continue
+        best = made.change if best is None or made.change.peak < best.peak else best
+        if made.told.fits:
+            fitting.append(made.change)
+    return fitting, None if fitting else best
+
+
+@dataclass(frozen=True)
+class _Tried:
+    change: Change
+    told: Forecast
+
+
+def _combinations(useful: Sequence[_Tried], now: Forecast, device: Device) -> list[tuple[_Tried, ...]]:
+    """Those of up to `TOGETHER` changes that may fit, cheapest first; if none may, those that save most."""
+    found: list[tuple[float, int, tuple[_Tried, ...]]] = []
+    for count in range(1, TOGETHER + 1):
+        for parts in combinations(useful, count):
+            keys = [key for part in parts for key in _keys(part.change)]
+            if len(set(keys)) < len(keys):
                 continue
-            made = _tried(recipe, device, change, longest)
-            if made is not None:
-                best = made if best is None or made.peak < best.peak else best
-                if made.peak <= device.bytes:
-                    fitting.append(made)
-    fitting.sort(key=lambda c: c.cost)
-    return fitting[:WANTED], None if fitting else best
+            left = max(
+                now.total(phase) - sum(now.total(phase) - part.told.total(phase) for part in parts)
+                for phase in now.phases
+            )
+            found.append((sum(part.change.cost for part in parts), left, parts))
+    fits = sorted((entry for entry in found if entry[1] <= device.bytes * SLACK), key=lambda entry: entry[0])
+    chosen = fits or sorted(found, key=lambda entry: entry[1])[:3]
+    return [parts for _, _, parts in chosen]
+
+
+def _joined(changes: Sequence[Change]) -> Change:
+    prices = "; ".join(dict.fromkeys(change.price for change in changes))
+    return Change(tuple(o for c in changes for o in c.options), sum(c.cost for c in changes), prices)
 
 
 def candidates(recipe: Recipe) -> Iterator[Change]:
@@ -124,24 +163,14 @@ def _keys(change: Change) -> set[str]:
     return {key for key, _ in change.options}
 
 
-def _combined(singles: Sequence[Change], size: int) -> Iterator[Change]:
-    """Combinations of changes of different keys; `size` of them."""
-    useful = sorted(singles, key=lambda c: c.cost)
-    for parts in combinations(useful, size):
-        keys = [key for part in parts for key, _ in part.options]
-        if len(set(keys)) == len(keys):
-            prices = dict.fromkeys(part.price for part in parts)
-            yield Change(tuple(o for part in parts for o in part.options), sum(p.cost for p in parts), "; ".join(prices))
-
-
-def _tried(recipe: Recipe, device: Device, change: Change, longest: int | None) -> Change | None:
-    """The change with the peak of the changed recipe; `None` if it cannot be made."""
+def _tried(recipe: Recipe, device: Device, change: Change, longest: int | None) -> _Tried | None:
+    """The change with the forecast of the changed recipe; `None` if it cannot be made."""
     options = _filled(recipe, change)
     try:
-        made: Forecast = forecast(changed(recipe, options), device, longest)
+        told = forecast(changed(recipe, options), device, longest)
     except AccordError:
         return None
-    return Change(options, change.cost, change.price, made.peak)
+    return _Tried(Change(options, change.cost, change.price, told.peak), told)
 
 
 def _filled(recipe: Recipe, change: Change) -> tuple[tuple[str, str], ...]:

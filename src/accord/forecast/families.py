@@ -40,7 +40,11 @@ def architecture(config: Config, where: str = "config.json") -> Architecture:
 
 def _with(made: Architecture, **changes: Any) -> Architecture:
     given = str(made.facts.get("dtype") or made.facts.get("torch_dtype") or "float32").removeprefix("torch.")
-    return dataclasses.replace(made, dtype=given, **changes)
+    kinds: list[Layer] = []
+    for layer in made.layers:  # equal layers become one object, by which they are told
+        kinds += [] if layer in kinds else [layer]
+    layers = tuple(kinds[kinds.index(layer)] for layer in made.layers)
+    return dataclasses.replace(made, dtype=given, layers=layers, **changes)
 
 
 def _windows(config: Config, count: int, default: list[str]) -> list[int | None]:

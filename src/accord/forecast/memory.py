@@ -41,8 +41,8 @@ class Forecast:
     facts: Mapping[str, str] = field(default_factory=dict)
 
     def total(self, phase: str) -> int:
-        """Bytes of a phase."""
-        return sum(term.bytes for term in self.phases[phase])
+        """Bytes of a phase; 0 of one that the recipe does not have."""
+        return sum(term.bytes for term in self.phases.get(phase, ()))
 
     @property
     def peak_phase(self) -> str:

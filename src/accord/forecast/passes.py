@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from accord.config import Recipe
 from accord.forecast.blocks import Blocks, Pass
 from accord.forecast.devices import Device
 from accord.forecast.learning import largest_matrix
 from accord.forecast.residents import Learner, Residents, Term
-from accord.forecast.tape import FLOAT, Peak, Tape, replay
+from accord.forecast.tape import FLOAT, Peak, Tape, replay, totals
 from accord.forecast.workload import DROPOUT, ENTROPIES, Workload
 
 TILE_ELEMENTS = 1 << 23
 """As in `accord.ops.logprobs`, which imports torch; a test compares them."""
+HEIGHTS = (4, 8, 12)
+"""Layers of a tall model that are counted one by one."""
 HEAP_SHARE = 0.5
 """Of the temporary tensors of a forward pass on CPU: glibc leaves their holes unused (docs/forecast.md)."""
 
@@ -82,7 +84,6 @@ class Passes:
             terms = [
                 Term(learner.role, "activations", max(pass_bytes - tile, 0)),
                 Term(learner.role, "logits tiles", min(tile, pass_bytes)),
-                Term(learner.role, "fragmentation", self._waste(tape, pass_bytes)),
             ]
             if sum(t.bytes for t in terms) > sum(t.bytes for t in best):
                 best = terms
@@ -92,19 +93,48 @@ class Passes:
         """Each role's passes in turn, with the gradients of those before, and then the optimiser's step."""
         before: list[Term] = []
         for learner in self.held.learners:
-            tape = self._tape(learner, self.work.tokens, self.work.targets, trains=True)
             several = self.work.micro_batches > 1
-            checkpointing = bool(getattr(self.recipe.train, "activation_checkpointing", False))
-            grads = sum(op.weight_grads for op in tape.ops)
-            peak = replay(tape, grads if several else 0, checkpointing)
-            yield [*before, *self._terms(learner, tape, peak, grads, several)]
+            peak, grads, made = self._trained(learner, several)
+            yield [*before, *self._terms(learner, made, peak, grads, several)]
             before.append(Term(learner.role, "gradients", grads + learner.head * FLOAT))
         step = [Term("all", "workspace", self._step())]
         if ranks > 1:
             step.append(Term("all", "sum over ranks", int(sum(x.parameters + x.head for x in self.held.learners) * FLOAT)))
         yield [*before, *step]
 
-    def _terms(self, learner: Learner, tape: Tape, peak: Peak, grads: int, several: bool) -> list[Term]:
+    def _trained(self, learner: Learner, several: bool) -> tuple[Peak, int, int]:
+        """Forward and backward pass of a role: its peaks, bytes of its gradients, and of all tensors that were made.
+
+        Of a tall model of equal layers three heights are counted and the rest follows, if the three lie on a line.
+        """
+        layers = learner.shape.layers
+        tall = len(layers) > HEIGHTS[-1] + 2 and not learner.frozen_layers and all(x == layers[0] for x in layers)
+        if not tall:
+            return self._at_height(learner, several, len(layers))
+        first, second, third = (self._numbers(learner, several, height) for height in HEIGHTS)
+        step = HEIGHTS[1] - HEIGHTS[0]
+        slopes = [(c - b) / step for b, c in zip(second, third, strict=True)]
+        straight = all(c - b == b - a for a, b, c in zip(first, second, third, strict=True))
+        # Where gradients outweigh activations, the backward pass peaks at its end in a tall model, not at its beginning.
+        if not straight or slopes[2] < slopes[3] - 1:
+            return self._at_height(learner, several, len(layers))
+        more = len(layers) - HEIGHTS[-1]
+        forward, saved, backward, weights, grads, made = (
+            int(c + slope * more) for c, slope in zip(third, slopes, strict=True)
+        )
+        return Peak(forward, saved, backward, weights), grads, made
+
+    def _numbers(self, learner: Learner, several: bool, height: int) -> tuple[int, ...]:
+        peak, grads, made = self._at_height(learner, several, height)
+        return peak.forward, peak.saved, peak.backward, peak.weight_grads, grads, made
+
+    def _at_height(self, learner: Learner, several: bool, height: int) -> tuple[Peak, int, int]:
+        tape = self._tape(learner, self.work.tokens, self.work.targets, trains=True, height=height)
+        grads, made = totals(tape)
+        checkpointing = bool(getattr(self.recipe.train, "activation_checkpointing", False))
+        return replay(tape, grads if several else 0, checkpointing), grads, made
+
+    def _terms(self, learner: Learner, made: int, peak: Peak, grads: int, several: bool) -> list[Term]:
         most = max(peak.forward, peak.backward)
         tile = self._tile(learner)[1] if learner.logprobs else 0
         present = grads if several else min(grads, max(most - peak.saved - tile, 0))
@@ -114,15 +144,8 @@ class Passes:
             Term(learner.role, "gradients", present),
             Term(learner.role, "activations", peak.saved + rest),
             Term(learner.role, "logits tiles", tile),
-            Term(learner.role, "fragmentation", self._waste(tape, peak.saved)),
+            Term(learner.role, "fragmentation", 0 if self._lean else int(HEAP_SHARE * max(made - peak.saved, 0))),
         ]
-
-    def _waste(self, tape: Tape, saved: int) -> int:
-        """What glibc's heap holds beyond its tensors."""
-        if self._lean:
-            return 0
-        made = sum(op.output.size for op in tape.ops if op.output is not None)
-        return int(HEAP_SHARE * max(made - saved, 0)) if tape.trains else 0
 
     def _step(self) -> int:
         """AdamW works on one weight at a time on CPU, on all at once on an accelerator (its `foreach` form)."""
@@ -136,9 +159,14 @@ class Passes:
     def _policy(self) -> Learner:
         return self.held.learners[0]
 
-    def _tape(self, learner: Learner, tokens: int, targets: int, trains: bool) -> Tape:
-        """Forward pass of a role over a micro-batch."""
-        adapter = learner.adapter
+    def _tape(self, learner: Learner, tokens: int, targets: int, trains: bool, height: int | None = None) -> Tape:
+        """Forward pass of a role over a micro-batch. Without gradients a layer leaves nothing to the next but its output, so one
+        of each kind is enough; with, the first `height` are taken."""
+        adapter, shape = learner.adapter, learner.shape
+        if not trains:
+            kinds = {id(layer): number for number, layer in reversed(list(enumerate(shape.layers)))}
+            height = 1 if len(kinds) == 1 else len(shape.layers)
+        shape = shape if height in (None, len(shape.layers)) else replace(shape, layers=shape.layers[:height])
         virtual = adapter.virtual if adapter is not None else 0
         longest = max(self.work.longest, 1)
         tokens = max(tokens, 1)
@@ -159,7 +187,7 @@ class Passes:
             inputs_learn=trains and adapter is not None and bool(adapter.virtual or adapter.prefix),
             quantized=learner.quantized,
         )
-        blocks = Blocks(learner.shape, tape, how)
+        blocks = Blocks(shape, tape, how)
         hidden = blocks.trunk()
         self._head(learner, tape, hidden, targets, learning)
         return tape

@@ -13,7 +13,7 @@ from accord.forecast.advice import Change
 from accord.forecast.memory import Forecast
 
 GIB = 2**30
-BAR = 12
+BAR = 8
 """Width of the bars below the sums."""
 ORDER = (
     "process",
@@ -93,12 +93,12 @@ def render(told: Forecast, changes: Sequence[Change], least: Change | None, cons
 
 
 def _table(told: Forecast) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
     table.add_column("role", style="dim")
-    table.add_column("what")
+    table.add_column("what", no_wrap=True)
     peak = told.peak_phase
     for phase in told.phases:
-        table.add_column(phase, justify="right", style="bold" if phase == peak else None)
+        table.add_column(phase, justify="right", no_wrap=True, style="bold" if phase == peak else None)
     keys = dict.fromkeys((term.role, term.what) for terms in told.phases.values() for term in terms)
     ranks = {what: number for number, what in enumerate(ORDER)}
     for role, what in sorted(keys, key=lambda key: ranks.get(key[1], len(ORDER))):

@@ -242,6 +242,12 @@ def replay(tape: Tape, grads_before: int = 0, checkpointing: bool = False) -> Pe
     return Peak(forward, saved if tape.trains else 0, memory.restart(), player.weight_grads)
 
 
+def totals(tape: Tape) -> tuple[int, int]:
+    """Bytes of the weights' gradients, and of all tensors that a forward pass makes."""
+    grads = sum(op.weight_grads for op in tape.ops)
+    return grads, sum(op.output.size for op in tape.ops if op.output is not None)
+
+
 class Player:
     """Takes and gives back memory as a forward pass and its backward pass do.
 

@@ -64,6 +64,11 @@ def _own(device: torch.device, placement: PlacementConfig) -> torch.device:
     return torch.device(device.type, index)
 
 
+def memory_of(device: torch.device) -> int | None:
+    """Bytes of an accelerator's memory; `None` for the CPU."""
+    return None if device.type == "cpu" else int(torch.accelerator.get_memory_info(device)[1])
+
+
 def peak_memory_gib(device: torch.device) -> float:
     """Peak memory so far, GiB: what tensors took of an accelerator, or what this process took of the machine."""
     if device.type != "cpu":

@@ -69,6 +69,10 @@ class Parts:
     """For the summary."""
     notes: Sequence[str] = ()
     """What a person should know about the data before the run starts."""
+    longest: int | None = None
+    """Tokens of the longest row to learn from, or of the longest prompt."""
+    forecast_bytes: int | None = None
+    """Memory that the run is expected to take, where that is known."""
 
 
 def run_loop(
@@ -144,6 +148,7 @@ def _iterate(parts: Parts, iteration: int, directory: RunDirectory, console: Con
         "step": float(parts.learner.steps),
         "time/iteration": time.perf_counter() - started,
         "memory/peak_gib": peak_memory_gib(parts.learner.roles.device),
+        **({} if parts.forecast_bytes is None else {"memory/forecast_gib": parts.forecast_bytes / 2**30}),
     }
 
 
@@ -257,8 +262,16 @@ def _restore(parts: Parts, directory: RunDirectory) -> tuple[int, list[str]]:
 
 def _summary(parts: Parts, directory: RunDirectory) -> list[tuple[str, str]]:
     lines = [("model", str(directory.model)), ("report", str(directory.path / "report.html"))]
-    lines += [("metrics", str(directory.path / METRICS_FILE))]
+    lines += [("metrics", str(directory.path / METRICS_FILE)), *_memory(parts)]
     return [*lines, *parts.next_steps]
+
+
+def _memory(parts: Parts) -> list[tuple[str, str]]:
+    """What the run took, beside what it was expected to take."""
+    if parts.forecast_bytes is None:
+        return []
+    took, told = peak_memory_gib(parts.learner.roles.device), parts.forecast_bytes / 2**30
+    return [("memory", f"peak {took:.2f} GiB; the forecast was {told:.2f} GiB ({told / took - 1:+.0%})")]
 
 
 @contextmanager
