@@ -325,14 +325,14 @@ class Blocks:
         routed = tape.value(4 * experts.count, FLOAT, x.grad or learns)
         tape.add([x], routed, [routed])
         n = tape.tokens * experts.chosen
-        grads = experts.parameters * self.how.item if trains else 0
-        grads += sum(part.parameters for part in low) * self.how.adapter_item
+        own = experts.parameters * self.how.item if trains else 0
+        adapters = sum(part.parameters for part in low) * self.how.adapter_item
         merged = Value(1, x.item, 3 * experts.count * experts.inputs * experts.width * x.item if low else 0, learns)
-        tape.add([], merged, weight_grads=grads, scratch=merged.size, backward_scratch=merged.size)
+        tape.add([], merged, weight_grads=adapters, scratch=merged.size, backward_scratch=merged.size)
         gathered = tape.value(experts.inputs, x.item, x.grad, n)
         tape.add([x], gathered)
         both = tape.value(2 * experts.width, x.item, x.grad or learns, n)
-        tape.add([gathered, merged], both, [gathered, merged] if learns else [])
+        tape.add([gathered, merged], both, [gathered, merged] if learns else [], weight_grads=own)
         bent = tape.value(experts.width, x.item, both.grad, n)
         tape.add([both], bent, [both])
         inner = tape.value(experts.width, x.item, both.grad, n)

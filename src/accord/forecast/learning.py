@@ -15,9 +15,9 @@ MERGED_EXPERTS = ("mixtral", "qwen3_moe")
 """Families whose experts peft adapts with `all-linear`, too."""
 STATES: dict[str, float] = {
     **dict.fromkeys(("adam", "adamw", "nadam", "radam", "adamax", "adadelta", "rprop", "pagedadam", "pagedadamw"), 2.0),
-    **dict.fromkeys(("lamb", "asgd"), 2.0),
+    "lamb": 2.0,
     **dict.fromkeys(("ademamix", "pagedademamix"), 3.0),
-    **dict.fromkeys(("rmsprop", "adagrad", "muon", "lion", "pagedlion", "lars"), 1.0),
+    **dict.fromkeys(("rmsprop", "adagrad", "muon", "lion", "pagedlion", "lars", "asgd"), 1.0),
     "sgd": 0.0,
     "adafactor": 0.02,
 }
@@ -25,7 +25,7 @@ STATES: dict[str, float] = {
 BYTES: dict[str, float] = {
     **dict.fromkeys(("adam8bit", "adamw8bit", "pagedadam8bit", "pagedadamw8bit", "lamb8bit"), 2 * (1 + 4 / 256)),
     **dict.fromkeys(("ademamix8bit", "pagedademamix8bit"), 3 * (1 + 4 / 256)),
-    **dict.fromkeys(("lion8bit", "pagedlion8bit", "rmsprop8bit", "adagrad8bit", "sgd8bit"), 1 + 4 / 256),
+    **dict.fromkeys(("lion8bit", "pagedlion8bit", "rmsprop8bit", "adagrad8bit", "sgd8bit", "lars8bit"), 1 + 4 / 256),
 }
 """Bytes for each weight: 8-bit states with a float32 scale for each block of 256."""
 
@@ -77,31 +77,46 @@ def learning_adapter(config: Any, shape: Architecture) -> Adapter:
                     low[number, role] = Low(rank, own, getattr(config, "dora", False))
             if layer.experts is not None and config.targets == "all-linear" and shape.family in MERGED_EXPERTS:
                 low |= _of_experts(number, layer.experts, rank)
-        return Adapter(sum(part.parameters for part in low.values()), low)
+        count = sum(part.parameters for part in low.values())
+        if config.targets == "all-linear":
+            count += rank * _beside(shape)
+        return Adapter(count, low)
     if method == "ia3":
         return _ia3(config, shape)
     if method == "prefix":
         width = max(layer.kv_width for layer in shape.layers)
         count = config.tokens * len(shape.layers) * width
         if config.projection:
-            hidden = config.hidden or width // 2
-            count = config.tokens * shape.hidden + shape.hidden * hidden + hidden * (len(shape.layers) * width + 1)
+            token, hidden = width // 2, config.hidden or width // 2
+            count = config.tokens * token + (token + 1) * hidden + (hidden + 1) * len(shape.layers) * width
         return Adapter(count, prefix=config.tokens)
     count = config.tokens * shape.hidden
     if method == "ptuning":
         h = config.hidden
-        linear = shape.hidden * h + h + h * h + h + h * shape.hidden + shape.hidden
-        count += linear if config.encoder == "mlp" else linear + 16 * h * (config.layers or 2) * (shape.hidden + h)
+        if config.encoder == "mlp":
+            count += (shape.hidden + 1) * h + (h + 1) * h + (h + 1) * shape.hidden
+        else:  # both ways: four gates of a cell, each with two biases; then two linear layers
+            count += sum(8 * h * (inputs + h + 2) for inputs in [shape.hidden] + [2 * h] * ((config.layers or 2) - 1))
+            count += (2 * h + 1) * 2 * h + (2 * h + 1) * shape.hidden
     return Adapter(count, virtual=config.tokens)
 
 
 def _targeted(targets: Any, number: int, role: str, name: str, shape: Architecture) -> bool:
     if targets == "all-linear":
-        return not (role == "out" and shape.layers[number].attention == "mamba")
+        return not (role == "out" and "mamba" in shape.family)  # as `accord.model.adapters` leaves it out
     if isinstance(targets, str):
         part = "mlp" if role in ("gate", "up", "down") else "self_attn"
         return any(re.fullmatch(targets, f"{head}{number}.{part}.{name}") for head in ("model.layers.", "transformer.h."))
     return any(target.rpartition(".")[2] == name for target in targets)
+
+
+def _beside(shape: Architecture) -> int:
+    """Inputs and outputs of other linear layers that `all-linear` finds: OPT's projections, Jamba's routers."""
+    if shape.family == "opt" and shape.embedding != shape.hidden:
+        return 2 * (shape.embedding + shape.hidden)
+    if shape.family == "jamba":
+        return sum(layer.experts.inputs + layer.experts.count for layer in shape.layers if layer.experts is not None)
+    return 0
 
 
 def _of_experts(number: int, experts: Experts, rank: int) -> dict[tuple[int, str], Low]:

@@ -17,7 +17,7 @@ from accord.forecast.tape import FLOAT
 from accord.forecast.workload import ENTROPIES, Workload, workload
 
 MIB = 2**20
-PROCESS = 490 * MIB
+PROCESS = 450 * MIB
 """What a process takes on CPU before a model is loaded: Python, torch, transformers, peft, datasets and the rest; measured
 (docs/forecast.md)."""
 CONTEXT = 512 * MIB
