@@ -8,16 +8,21 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from accord.config import Recipe, RolloutRecipe, build, merge
+from accord.config import Recipe, RolloutRecipe, build, merge, parse_overrides
 from accord.errors import AccordError
 from accord.forecast.devices import Device
 from accord.forecast.memory import Forecast, forecast
+from accord.forecast.models import find_model
 
 PATIENCE = 1.0
 """Seconds that the search for combinations may take."""
 WANTED = 3
+HALF = "half of the layers"
+"""Stands for a number that depends on the model."""
 TOGETHER = 3
 """Most changes in one piece of advice."""
+MANY = 6
+"""Most changes where fewer do not do."""
 SLACK = 1.1
 """By how much a sum of savings may miss before the combination is not even tried."""
 
@@ -78,7 +83,50 @@ def advise(recipe: Recipe, device: Device, longest: int | None = None) -> tuple[
         best = made.change if best is None or made.change.peak < best.peak else best
         if made.told.fits:
             fitting.append(made.change)
+    if len(fitting) < WANTED:
+        more = _many(recipe, device, longest, useful, now, until)
+        fitting += [change for change in more if not any(_keys(other) <= _keys(change) for other in fitting)]
+        fitting = sorted(fitting, key=lambda change: change.cost)[:WANTED]
     return fitting, None if fitting else best
+
+
+def _many(
+    recipe: Recipe, device: Device, longest: int | None, useful: Sequence[_Tried], now: Forecast, until: float
+) -> list[Change]:
+    """Combinations of more changes: each time the one that saves most for its cost, until all phases fit. For a second and a
+    third the dearest change of those found is left out."""
+    fitting: list[Change] = []
+    without: set[tuple[tuple[str, str], ...]] = set()
+    while len(fitting) < WANTED and (time.monotonic() < until + PATIENCE or not fitting):
+        parts = _greedy([one for one in useful if one.change.options not in without], now, device.bytes)
+        if not parts:
+            break
+        made = _tried(recipe, device, _joined([part.change for part in parts]), longest)
+        if made is not None and made.told.fits:
+            fitting.append(made.change)
+        without.add(max(parts, key=lambda part: part.change.cost).change.options)
+    return sorted(fitting, key=lambda change: change.cost)
+
+
+def _greedy(useful: Sequence[_Tried], now: Forecast, room: int) -> list[_Tried]:
+    """Changes that together should fit; empty if they do not."""
+    left = {phase: now.total(phase) for phase in now.phases}
+    parts: list[_Tried] = []
+    while max(left.values()) > room:
+
+        def worth(one: _Tried) -> float:
+            over = {phase: count - room for phase, count in left.items() if count > room}
+            return sum(min(now.total(p) - one.told.total(p), more) for p, more in over.items()) / one.change.cost
+
+        taken = {key for part in parts for key in _keys(part.change)}
+        free = [one for one in useful if not _keys(one.change) & taken]
+        best = max(free, key=worth, default=None)
+        if best is None or worth(best) <= 0 or len(parts) >= MANY:
+            return []
+        parts.append(best)
+        for phase in left:
+            left[phase] -= now.total(phase) - best.told.total(phase)
+    return parts
 
 
 @dataclass(frozen=True)
@@ -150,9 +198,10 @@ def _of_rollouts(recipe: RolloutRecipe) -> Iterator[Change]:
     critic: Any = getattr(recipe, "critic", None)
     if critic is not None and critic.source == "model":
         source = "policy_trunk" if recipe.adapter is None else "adapter"
-        yield _one("critic", f"{{source: {source}}}", 4.5, "a critic of its own")
+        yield Change((("critic.source", source), ("critic.path", "null")), 4.5, "a critic of its own")
     if recipe.adapter is None and recipe.reference.source == "start":
-        yield _one("reference", "{source: shared_layers, k: LAYERS}", 4.2, "learning in the lower half of the layers")
+        options = (("reference.source", "shared_layers"), ("reference.k", HALF))
+        yield Change(options, 4.2, "learning in the lower half of the layers")
 
 
 def _one(key: str, value: object, cost: float, price: str) -> Change:
@@ -175,12 +224,8 @@ def _tried(recipe: Recipe, device: Device, change: Change, longest: int | None) 
 
 def _filled(recipe: Recipe, change: Change) -> tuple[tuple[str, str], ...]:
     """With half the number of layers where it is wanted."""
-    from accord.forecast.models import find_model
-
-    if not any("LAYERS" in value for _, value in change.options):
-        return change.options
     half = max(len(find_model(recipe.model.source).shape.layers) // 2, 1)
-    return tuple((key, value.replace("LAYERS", str(half))) for key, value in change.options)
+    return tuple((key, str(half) if value == HALF else value) for key, value in change.options)
 
 
 def changed(recipe: Recipe, options: Sequence[tuple[str, str]]) -> Recipe:
@@ -189,8 +234,6 @@ def changed(recipe: Recipe, options: Sequence[tuple[str, str]]) -> Recipe:
     Raises:
         ConfigError: they do not go together.
     """
-    from accord.config import parse_overrides
-
     layer: Mapping[str, Any] = recipe.model_dump(mode="json")
     words = [word for key, value in options for word in (f"--{key}", value)]
     return build(type(recipe), merge(layer, parse_overrides(words)))

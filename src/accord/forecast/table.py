@@ -45,10 +45,9 @@ def size(count: float) -> str:
 def verdict(told: Forecast) -> str:
     """One line: whether it fits, the peak and its phase."""
     device = told.device
-    where = f"{size(device.bytes)} of {device}" if device.cpu or size(device.bytes).replace(" ", "") != str(device) else str(device)
-    each = " each" if device.count > 1 else ""
-    fit = "fits in" if told.fits else "does not fit in"
-    return f"{fit} {where}{each}: peak {size(told.peak)} in {told.peak_phase}"
+    room = f"{device.bytes / GIB:.0f} GiB" if device.bytes % GIB == 0 else size(device.bytes)
+    where = room if device.name[0].isdigit() and device.count == 1 else f"{device} ({room}{' each' if device.count > 1 else ''})"
+    return f"{'fits' if told.fits else 'does not fit'} in {where}: peak {size(told.peak)} in {told.peak_phase}"
 
 
 def short(told: Forecast) -> list[str]:
