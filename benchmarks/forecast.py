@@ -25,18 +25,61 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 GIB = 2**30
 WITHIN = 0.10
-WORDS = "the film was good slow fine cast end odd story people water house night river small great old new long way day".split()
+WORDS = [
+    "the",
+    "film",
+    "was",
+    "good",
+    "slow",
+    "fine",
+    "cast",
+    "end",
+    "odd",
+    "story",
+    "people",
+    "water",
+    "house",
+    "night",
+    "river",
+    "small",
+    "great",
+    "old",
+    "new",
+    "long",
+    "way",
+    "day",
+]
 MODELS: dict[str, dict[str, Any]] = {
-    "quickstart-4M": {"kind": "llama", "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 8, "heads": 6},
+    "quickstart-4M": {
+        "kind": "llama",
+        "hidden_size": 192,
+        "intermediate_size": 512,
+        "num_hidden_layers": 8,
+        "heads": 6,
+    },
     "llama-60M": {"kind": "llama", "hidden_size": 640, "intermediate_size": 1728, "num_hidden_layers": 12, "heads": 10},
     "qwen3-50M": {"kind": "qwen3", "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 12, "heads": 8},
-    "neox-70M": {"kind": "gpt_neox", "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 16, "heads": 8},
-    "gemma3-40M": {"kind": "gemma3_text", "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 10, "heads": 6},
+    "neox-70M": {
+        "kind": "gpt_neox",
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 16,
+        "heads": 8,
+    },
+    "gemma3-40M": {
+        "kind": "gemma3_text",
+        "hidden_size": 384,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 10,
+        "heads": 6,
+    },
     "gpt2-50M": {"kind": "gpt2", "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "heads": 8},
 }
 BFLOAT16 = ("qwen3-50M", "neox-70M", "gemma3-40M")
 """Those whose checkpoint is bfloat16."""
-ROLLOUTS = "--rollout.max_new_tokens 32 --data.max_prompt_tokens 96 --train.iterations 2 --reward {folder}/rewards.py:brevity"
+ROLLOUTS = (
+    "--rollout.max_new_tokens 32 --data.max_prompt_tokens 96 --train.iterations 2 --reward {folder}/rewards.py:brevity"
+)
 RECIPES: dict[str, str] = {
     "sft, lora, float32, 4M": "sft quickstart-4M --train.micro_batch_tokens 4096 --train.batch_size 16",
     "sft, lora, bfloat16, SmolLM2": "sft smollm2",
@@ -119,7 +162,15 @@ def words_of(recipe: str, folder: Path, smollm2: Path | None) -> list[str] | Non
     given = {option for option in options if option.startswith("--")}
     common = {"--train.batch_size": "4", "--train.micro_batch_tokens": "1024", "--data.max_tokens": "512"}
     common |= {"--train.steps": "2"} if command in ("sft", "reward", "dpo", "kto") else {}
-    words = [command, "--model.path", str(path), "--data.path", str(folder / f"{data}.jsonl"), "--data.too_long", "truncate"]
+    words = [
+        command,
+        "--model.path",
+        str(path),
+        "--data.path",
+        str(folder / f"{data}.jsonl"),
+        "--data.too_long",
+        "truncate",
+    ]
     for key, value in common.items():
         words += [] if key in given else [key, value]
     return [*words, *options]
@@ -127,7 +178,12 @@ def words_of(recipe: str, folder: Path, smollm2: Path | None) -> list[str] | Non
 
 def accord(words: list[str], folder: Path, log: Path) -> tuple[int, float]:
     """Run a command; its peak memory in bytes, as the kernel counted it, and seconds."""
-    environment = {**os.environ, "ACCORD_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {
+        **os.environ,
+        "ACCORD_CACHE": str(folder / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     started = time.perf_counter()
     with log.open("w") as out:
         process = subprocess.Popen([sys.executable, "-m", "accord", *words], stdout=out, stderr=out, env=environment)
@@ -165,7 +221,9 @@ def measure(name: str, words: list[str], folder: Path, allocator: str) -> dict[s
         "error": round(error, 4),
         "phase": told["peak_phase"],
         "seconds": round(seconds, 1),
-        "terms_mib": {f"{t['role']} {t['what']}": round(t["bytes"] / 2**20) for t in told["phases"][told["peak_phase"]]},
+        "terms_mib": {
+            f"{t['role']} {t['what']}": round(t["bytes"] / 2**20) for t in told["phases"][told["peak_phase"]]
+        },
         "command": "accord " + " ".join(words).replace(str(folder), "FOLDER"),
     }
 
@@ -173,10 +231,9 @@ def measure(name: str, words: list[str], folder: Path, allocator: str) -> dict[s
 def table(rows: list[dict[str, Any]]) -> str:
     """As Markdown."""
     lines = ["| recipe | allocator | forecast GiB | measured GiB | error | peak in |", "|---|---|---|---|---|---|"]
-    lines += [
-        f"| {r['recipe']} | {r['allocator']} | {r['forecast_gib']:.2f} | {r['measured_gib']:.2f} | {r['error']:+.1%} | {r['phase']} |"
-        for r in rows
-    ]
+    for r in rows:
+        sizes = f"{r['forecast_gib']:.2f} | {r['measured_gib']:.2f} | {r['error']:+.1%}"
+        lines.append(f"| {r['recipe']} | {r['allocator']} | {sizes} | {r['phase']} |")
     for allocator in dict.fromkeys(r["allocator"] for r in rows):
         errors = [abs(r["error"]) for r in rows if r["allocator"] == allocator]
         good = sum(error <= WITHIN for error in errors)

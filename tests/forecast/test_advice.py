@@ -62,7 +62,8 @@ def test_what_cannot_fit_gets_the_least_that_was_found(tmp_path):
 def test_on_cpu_the_allocator_is_among_the_changes(tmp_path):
     recipe = recipe_of("sft", shape_folder(tmp_path, LLAMA_7B | {"num_hidden_layers": 2}))
     now, lean = (
-        forecast(made, parse_device("cpu:64GiB")).peak for made in (recipe, changed(recipe, [("placement.allocator", "lean")]))
+        forecast(made, parse_device("cpu:64GiB")).peak
+        for made in (recipe, changed(recipe, [("placement.allocator", "lean")]))
     )
     assert lean < now
     changes, _ = advise(recipe, parse_device(f"cpu:{(now + lean) // 2 // 2**20}MiB"))

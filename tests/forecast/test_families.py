@@ -122,7 +122,12 @@ REAL: dict[str, dict] = {
     },
     "BLOOM 560M": {"model_type": "bloom", "hidden_size": 1024, "n_layer": 24, "n_head": 16, "vocab_size": 250880},
 }
-PUBLISHED = {"Llama 7B": 6_738_415_616, "GPT-NeoX 20B": 20_554_567_680, "SmolLM2 135M": 134_515_008, "GPT-2": 124_439_808}
+PUBLISHED = {
+    "Llama 7B": 6_738_415_616,
+    "GPT-NeoX 20B": 20_554_567_680,
+    "SmolLM2 135M": 134_515_008,
+    "GPT-2": 124_439_808,
+}
 """Known counts, so that a mistake shared with transformers' config would show."""
 
 
@@ -175,5 +180,7 @@ def test_an_unknown_family_is_taken_for_a_llama_and_says_so():
 def test_errors_name_the_key_and_the_families():
     with pytest.raises(ModelError, match="no forecast for model_type 'perceiver'; known are bloom, cohere"):
         architecture({"model_type": "perceiver"})
-    with pytest.raises(ModelError, match=r"here/config.json has no key 'vocab_size', which a model of type llama needs"):
+    with pytest.raises(
+        ModelError, match=r"here/config.json has no key 'vocab_size', which a model of type llama needs"
+    ):
         architecture({k: v for k, v in REAL["Llama 7B"].items() if k != "vocab_size"}, "here/config.json")

@@ -23,7 +23,11 @@ def test_a_tiny_recipe_by_hand(tmp_path):
     weights = attention + mlp + norms + ends
     assert told.of("update", "base") == 4 * weights == 3296
     assert told.of("update", "optimiser") == 8 * weights
-    stream, inner, number = 16 * 8 * 4, 16 * 16 * 4, 16 * 4  # bytes of 16 tokens of float32: hidden, feed-forward, one number
+    stream, inner, number = (
+        16 * 8 * 4,
+        16 * 16 * 4,
+        16 * 4,
+    )  # bytes of 16 tokens of float32: hidden, feed-forward, one number
     saved = (
         3 * (2 * stream + number)  # three norms: their input, the scaled input, a root a token
         + 2 * stream  # what q, k, v read; what gate and up read
@@ -62,12 +66,19 @@ def test_a_tiny_recipe_by_hand(tmp_path):
 )
 @pytest.mark.parametrize("device", ["24GiB", "cpu:24GiB"])
 def test_more_of_anything_never_takes_less(less, more, device, tmp_path):
-    config = LLAMA_7B | {"num_hidden_layers": 4, "hidden_size": 512, "intermediate_size": 1376, "num_attention_heads": 8}
+    config = LLAMA_7B | {
+        "num_hidden_layers": 4,
+        "hidden_size": 512,
+        "intermediate_size": 1376,
+        "num_attention_heads": 8,
+    }
     folder = shape_folder(tmp_path, config)
     base = {"train": {"batch_size": 4, "micro_batch_tokens": 512}, "data": {"max_tokens": 128}}
 
     def peak(over):
-        given = {key: {**base.get(key, {}), **value} if isinstance(value, dict) else value for key, value in over.items()}
+        given = {
+            key: {**base.get(key, {}), **value} if isinstance(value, dict) else value for key, value in over.items()
+        }
         return forecast(recipe_of("sft", folder, **{**base, **given}), parse_device(device)).peak
 
     small, large = peak(less), peak(more)
@@ -116,7 +127,9 @@ def test_waste_is_a_share_of_what_comes_and_goes(tmp_path):
     on_cpu = forecast(recipe, parse_device("cpu:24GiB"))
     assert on_cpu.of("update", "fragmentation") > 0 < HEAP_SHARE
     assert on_cpu.of("update", "process") == PROCESS
-    lean = forecast(recipe_of("sft", shape_folder(tmp_path, LLAMA_7B), placement={"allocator": "lean"}), parse_device("cpu:24GiB"))
+    lean = forecast(
+        recipe_of("sft", shape_folder(tmp_path, LLAMA_7B), placement={"allocator": "lean"}), parse_device("cpu:24GiB")
+    )
     assert lean.of("update", "fragmentation") == 0
 
 

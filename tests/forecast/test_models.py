@@ -66,11 +66,15 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path):
 def test_a_hub_name_is_looked_up_in_the_cache_alone(tmp_path, monkeypatch):
     import huggingface_hub
 
-    with pytest.raises(ModelError, match="some-one/some-model is not a folder here.*hf download some-one/some-model config.json"):
+    with pytest.raises(
+        ModelError, match=r"some-one/some-model is not a folder here.*hf download some-one/some-model config.json"
+    ):
         find_model("some-one/some-model")
     told = {"model_type": "llama", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1}
     (tmp_path / "config.json").write_text(json.dumps(told | {"num_attention_heads": 2, "vocab_size": 10}))
     monkeypatch.setattr(
-        huggingface_hub, "try_to_load_from_cache", lambda name, file: str(tmp_path / file) if file == "config.json" else None
+        huggingface_hub,
+        "try_to_load_from_cache",
+        lambda name, file: str(tmp_path / file) if file == "config.json" else None,
     )
     assert find_model("some-one/other-model").shape.hidden == 8

@@ -17,7 +17,14 @@ from forecast.recipes import LLAMA_7B, TINY, recipe_of, shape_folder
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(512, "0 KiB"), (2048, "2 KiB"), (5 << 20, "5 MiB"), (3 << 29, "1.50 GiB"), (20 << 30, "20.0 GiB"), (2000 << 30, "2,000 GiB")],
+    [
+        (512, "0 KiB"),
+        (2048, "2 KiB"),
+        (5 << 20, "5 MiB"),
+        (3 << 29, "1.50 GiB"),
+        (20 << 30, "20.0 GiB"),
+        (2000 << 30, "2,000 GiB"),
+    ],
 )
 def test_sizes_are_read_easily(count, text):
     assert size(count) == text

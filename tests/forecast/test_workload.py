@@ -10,7 +10,8 @@ from forecast.recipes import TINY, recipe_of, shape_folder
 
 
 @pytest.mark.parametrize(
-    ("sequences", "longest", "unit", "limit"), [(8, 16, 1, 64), (8, 16, 2, 64), (8, 24, 1, 64), (4, 100, 2, 64), (3, 7, 1, 64)]
+    ("sequences", "longest", "unit", "limit"),
+    [(8, 16, 1, 64), (8, 16, 2, 64), (8, 24, 1, 64), (4, 100, 2, 64), (3, 7, 1, 64)],
 )
 def test_micro_batches_are_those_of_a_batch(sequences, longest, unit, limit):
     """The same numbers as `TokenBatch.split` gives for sequences of that length."""

@@ -11,15 +11,15 @@ from accord.errors import ConfigError
 HELP = """usage: accord forecast RECIPE.yaml [--section.key VALUE ...] [--device DEVICE ...] [--json]
        accord forecast COMMAND [RECIPE.yaml] [--section.key VALUE ...] [--device DEVICE ...] [--json]
 
-What a recipe needs of each device, by role and phase, whether it fits, and the three cheapest changes that make it fit. No weight is
-read and nothing is fetched: a model's config.json has to be here, or in the hub's cache.
+What a recipe needs of each device, by role and phase, whether it fits, and the three cheapest changes that make it fit.
+No weight is read and nothing is fetched: a model's config.json has to be here, or in the hub's cache.
 
   --device DEVICE   24GiB, A100-80GB, 8xA100-80GB, cpu (this machine), cpu:16GiB; several may be given  [cpu]
   --longest N       tokens of the longest row (prompt, for rollouts), if that is less than data.max_tokens allows
   --json            for machines; sizes in bytes
 
-COMMAND is that of the training run (sft, ppo, ...); without it the recipe's algorithm.type says what it is. Options are the recipe's
-own: `accord COMMAND --help` lists them."""
+COMMAND is that of the training run (sft, ppo, ...); without it the recipe's algorithm.type says what it is. Options are
+the recipe's own: `accord COMMAND --help` lists them."""
 
 
 def run(command: str, words: list[str]) -> int:

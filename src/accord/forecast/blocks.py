@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from accord.forecast.shapes import Architecture, Layer, Matrix, Norm
 from accord.forecast.tape import FLOAT, Tape, Value
 
-
 EXPERTS = ("router", "experts_in", "experts_out")
 """Roles under which adapters on experts are found."""
 

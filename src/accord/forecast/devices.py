@@ -79,7 +79,9 @@ def parse_device(text: str) -> Device:
     if found is None or count < 1 or found <= 0:
         near = difflib.get_close_matches(key, plain, n=1)
         hint = f"did you mean {f'{count}x' if many else ''}{plain[near[0]]}?" if near else f"names: {', '.join(NAMED)}"
-        raise ConfigError(f"unknown device {text!r}: give a size (24GiB), a name, several (8xA100-80GB), or cpu; {hint}")
+        raise ConfigError(
+            f"unknown device {text!r}: give a size (24GiB), a name, several (8xA100-80GB), or cpu; {hint}"
+        )
     return Device(words, found, count)
 
 

@@ -90,7 +90,14 @@ def _llama(config: Config) -> Architecture:
         )
     tied = bool(config.get("tie_word_embeddings", kind == "cohere"))
     return Architecture(
-        str(kind), hidden, config["vocab_size"], tuple(layers), tied, hidden, other=hidden, facts=config,
+        str(kind),
+        hidden,
+        config["vocab_size"],
+        tuple(layers),
+        tied,
+        hidden,
+        other=hidden,
+        facts=config,
         final_norm="cohere" if one_norm else "rms",
     )
 
@@ -139,7 +146,16 @@ def _gemma3(config: Config) -> Architecture:
     tied = bool(config.get("tie_word_embeddings", True))
     facts = {"dtype": text.get("dtype") or text.get("torch_dtype"), **config}
     return Architecture(
-        "gemma3", hidden, vocabulary, layers, tied, hidden, hidden + tower, facts=facts, final_norm="gemma", approximate=why
+        "gemma3",
+        hidden,
+        vocabulary,
+        layers,
+        tied,
+        hidden,
+        hidden + tower,
+        facts=facts,
+        final_norm="gemma",
+        approximate=why,
     )
 
 
@@ -210,7 +226,7 @@ def _gpt_neox(config: Config) -> Architecture:
         norms=4 * hidden,
         norm="layer",
         activation=str(config.get("hidden_act", "gelu")),
-        rotary=float(rope.get("partial_rotary_factor", config.get("rotary_pct", 0.25))),
+        rotary=float(rope.get("partial_rotary_factor") or config.get("rotary_pct") or 0.25),
         parallel="two norms" if config.get("use_parallel_residual", True) else "no",
         dropout=float(config.get("hidden_dropout", 0.0)),
         attention_dropout=float(config.get("attention_dropout") or 0.0),

@@ -106,7 +106,9 @@ def _targeted(targets: Any, number: int, role: str, name: str, shape: Architectu
         return not (role == "out" and "mamba" in shape.family)  # as `accord.model.adapters` leaves it out
     if isinstance(targets, str):
         part = "mlp" if role in ("gate", "up", "down") else "self_attn"
-        return any(re.fullmatch(targets, f"{head}{number}.{part}.{name}") for head in ("model.layers.", "transformer.h."))
+        return any(
+            re.fullmatch(targets, f"{head}{number}.{part}.{name}") for head in ("model.layers.", "transformer.h.")
+        )
     return any(target.rpartition(".")[2] == name for target in targets)
 
 

@@ -13,8 +13,7 @@ from accord.config import Recipe
 from accord.forecast.devices import Device
 from accord.forecast.passes import Passes
 from accord.forecast.residents import Residents, Term, residents
-from accord.forecast.tape import FLOAT
-from accord.forecast.workload import ENTROPIES, Workload, workload
+from accord.forecast.workload import Workload, workload
 
 MIB = 2**20
 PROCESS = 450 * MIB
@@ -126,6 +125,3 @@ def _notes(recipe: Recipe, held: Residents, device: Device) -> list[str]:
             "all, and each holds the whole model"
         )
     return notes
-
-
-__all__ = ["ENTROPIES", "FLOAT", "PHASES", "Forecast", "Term", "forecast"]

@@ -10,7 +10,7 @@ from accord.forecast.blocks import Blocks, Pass
 from accord.forecast.devices import Device
 from accord.forecast.learning import largest_matrix
 from accord.forecast.residents import Learner, Residents, Term
-from accord.forecast.tape import FLOAT, Peak, Tape, replay, totals
+from accord.forecast.tape import FLOAT, Peak, Tape, Value, replay, totals
 from accord.forecast.workload import DROPOUT, ENTROPIES, Workload
 
 TILE_ELEMENTS = 1 << 23
@@ -99,7 +99,9 @@ class Passes:
             before.append(Term(learner.role, "gradients", grads + learner.head * FLOAT))
         step = [Term("all", "workspace", self._step())]
         if ranks > 1:
-            step.append(Term("all", "sum over ranks", int(sum(x.parameters + x.head for x in self.held.learners) * FLOAT)))
+            step.append(
+                Term("all", "sum over ranks", int(sum(x.parameters + x.head for x in self.held.learners) * FLOAT))
+            )
         yield [*before, *step]
 
     def _trained(self, learner: Learner, several: bool) -> tuple[Peak, int, int]:
@@ -192,7 +194,7 @@ class Passes:
         self._head(learner, tape, hidden, targets, learning)
         return tape
 
-    def _head(self, learner: Learner, tape: Tape, hidden, targets: int, learning: bool) -> None:  # type: ignore[no-untyped-def]
+    def _head(self, learner: Learner, tape: Tape, hidden: Value, targets: int, learning: bool) -> None:
         """Log-probabilities of the targets in tiles, or a head's numbers."""
         shape = learner.shape
         if not targets:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -215,9 +214,12 @@ class _Plan:
         if self.full and not (once and config.source == "start"):
             self._term("reference", "base", (self.shape.parameters - self._shared()) * self.item)
             self.held.loads.append(Load((self.shape.parameters - self._shared()) * self.item, 0))
-        elif not self.full and self.base.adapter is None and not self.recipe.adapter.mergeable:
-            assert self.adapter is not None
+        elif self.adapter is not None and self.base.adapter is None and self._virtual():
             self._term("reference", "adapters", self.adapter.parameters * FLOAT)
+
+    def _virtual(self) -> bool:
+        """Whether the adapter cannot be turned off: the reference is then a copy of it as it began."""
+        return self.recipe.adapter is not None and not self.recipe.adapter.mergeable
 
     def _rewards(self) -> None:
         for term in getattr(self.recipe, "reward", ()):
@@ -254,11 +256,3 @@ class _Plan:
         self.held.learners.append(
             Learner("critic", found.shape, item, None, 0, 0, found.shape.embedding, without_output, logprobs=False)
         )
-
-
-def summed(terms: list[Term]) -> Mapping[tuple[str, str], int]:
-    """Bytes by role and what they are."""
-    sums: dict[tuple[str, str], int] = {}
-    for term in terms:
-        sums[term.role, term.what] = sums.get((term.role, term.what), 0) + term.bytes
-    return sums

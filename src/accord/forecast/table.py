@@ -46,7 +46,11 @@ def verdict(told: Forecast) -> str:
     """One line: whether it fits, the peak and its phase."""
     device = told.device
     room = f"{device.bytes / GIB:.0f} GiB" if device.bytes % GIB == 0 else size(device.bytes)
-    where = room if device.name[0].isdigit() and device.count == 1 else f"{device} ({room}{' each' if device.count > 1 else ''})"
+    where = (
+        room
+        if device.name[0].isdigit() and device.count == 1
+        else f"{device} ({room}{' each' if device.count > 1 else ''})"
+    )
     return f"{'fits' if told.fits else 'does not fit'} in {where}: peak {size(told.peak)} in {told.peak_phase}"
 
 
@@ -84,7 +88,9 @@ def render(told: Forecast, changes: Sequence[Change], least: Change | None, cons
     if changes:
         console.print(Text("Changes that make it fit, cheapest first:", style="bold"))
         for number, change in enumerate(changes, 1):
-            line = Text.assemble(f"  {number}. ", (change.words, "bold cyan"), f"   peak {size(change.peak)}; costs {change.price}")
+            line = Text.assemble(
+                f"  {number}. ", (change.words, "bold cyan"), f"   peak {size(change.peak)}; costs {change.price}"
+            )
             console.print(line, soft_wrap=True)
     elif least is not None:
         console.print(Text("No change of the recipe that is known here makes it fit.", style="bold"))
