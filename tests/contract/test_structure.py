@@ -11,6 +11,7 @@ from contract.sources import ROOT, Function, modules, own_imports, public_defini
 ORDER = (
     "errors",
     "types",
+    "machine",
     "config",
     "packing",
     "layout",

@@ -75,7 +75,8 @@ def test_public_names_are_these_and_no_others():
 
 
 @pytest.mark.parametrize(
-    "module", ["accord", "accord.config", "accord.types", "accord.errors", "accord.cli", "accord.data"]
+    "module",
+    ["accord", "accord.config", "accord.types", "accord.errors", "accord.cli", "accord.data", "accord.forecast.advice"],
 )
 def test_imports_no_torch(module):
     """Invariant 9."""

@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "merge": ("accord.cli.merge", "fold an adapter into its base"),
     "export": ("accord.cli.export", "check a saved model, write its card, push it to the hub"),
     "data": ("accord.cli.data", "check a file of feedback before you train on it; make one of a Stack Exchange dump"),
+    "forecast": ("accord.cli.forecast", "what a recipe needs of a device, and whether it fits, before it runs"),
     "report": ("accord.cli.report", "make a run's report.html again"),
 }
 """Command -> the module that runs it, and one line of help."""
@@ -51,7 +52,7 @@ GROUPS = {
     "Learn from examples": ("sft", "classify", "reward", "dpo", "orpo", "simpo", "cpo", "kto", "bco", "csft"),
     "Learn from rollouts": ("ppo", "rloo", "grpo", "reinforce", "remax", "rejection", "online_dpo", "distill"),
     "Use": ("generate", "chat", "serve-reward", "merge", "export"),
-    "Look": ("data", "report"),
+    "Look": ("data", "forecast", "report"),
 }
 
 

@@ -59,6 +59,7 @@ def _dry_run(command: str, recipe: Recipe) -> int:
     from accord.model.loading import locate
     from accord.recipes.build import check_start, check_training
     from accord.recipes.family import check_family
+    from accord.recipes.foresight import lines as foresight_lines
     from accord.training.run import refuse_used
 
     print(dump(recipe), end="")
@@ -81,6 +82,8 @@ def _dry_run(command: str, recipe: Recipe) -> int:
         check_family(recipe)
     for line in _data_lines(recipe):
         print(f"# data: {line}")
+    for line in foresight_lines(recipe):
+        print(f"# memory: {line}")
     for warning in recipe.warnings():
         print(f"# warning: {warning}")
     print(f"# ready: accord {command} would write to {recipe.output}")

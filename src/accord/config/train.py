@@ -91,3 +91,6 @@ class PlacementConfig(Section):
     threads: int | None = Field(None, ge=1)
     """CPU threads; by default the physical cores that this process may use, shared among the ranks of this machine, or what
     OMP_NUM_THREADS says."""
+    allocator: Literal["fast", "lean"] = "fast"
+    """Memory on CPU. `fast`: glibc's way, which keeps what tensors leave and cannot use all of it again. `lean`: tensors go back
+    to the system at once; up to half the memory, for more time in the system. See docs/forecast.md."""

@@ -15,6 +15,7 @@ from torch import nn
 
 from accord.config import PlacementConfig
 from accord.errors import ConfigError
+from accord.machine import machine_memory
 from accord.model.threads import default_threads
 
 
@@ -29,6 +30,8 @@ def choose_device(placement: PlacementConfig) -> torch.device:
         torch.set_num_threads(placement.threads)
     elif default is not None:  # never more than somebody chose before
         torch.set_num_threads(min(default, torch.get_num_threads()))
+    if placement.allocator == "lean":
+        return_at_once()
     if placement.device == "auto":
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return _own(found or torch.device("cpu"), placement)
@@ -39,6 +42,26 @@ def choose_device(placement: PlacementConfig) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"placement.device: {placement.device!r} cannot be used here: {reason}") from error
     return _own(device, placement)
+
+
+MMAP_THRESHOLD = -3
+"""mallopt(3), M_MMAP_THRESHOLD."""
+LEAN_FROM = 128 << 10
+"""Bytes from which a tensor gets pages of its own: glibc's first threshold, which it then raises to up to 32 MiB."""
+
+
+def return_at_once() -> bool:
+    """Let the C library give each tensor of 128 KiB or more pages of its own, which go back to the system with the tensor.
+
+    By default glibc keeps them in its heap after the first such tensor was freed. PyTorch's are aligned to 64 bytes, and glibc
+    looks for a free piece that is larger by that and one chunk; so the hole that a tensor left is too small for the next one
+    of its size, and the heap grows although it has room. Returns whether the C library took the setting.
+    """
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # not glibc
+        return False
+    return bool(set_option(MMAP_THRESHOLD, LEAN_FROM))
 
 
 def _own(device: torch.device, placement: PlacementConfig) -> torch.device:
@@ -52,14 +75,7 @@ def _own(device: torch.device, placement: PlacementConfig) -> torch.device:
 
 def memory_bytes(device: torch.device) -> int:
     """Memory that a device has, in bytes: of an accelerator, or of the machine and what this process's control group may use."""
-    if device.type != "cpu":
-        return int(torch.accelerator.get_memory_info(device)[1])
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-    except OSError:
-        return machine
-    return min(machine, int(limit)) if limit.isdigit() else machine
+    return machine_memory() if device.type == "cpu" else int(torch.accelerator.get_memory_info(device)[1])
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from accord.recipes import (
     sft,
     simpo,
 )
+from accord.recipes.foresight import with_forecast
 from accord.report import write_report
 from accord.training.loop import Parts, run_loop
 from accord.training.run import Run, RunDirectory
@@ -87,7 +88,7 @@ def train(
     try:
         if recipe.push is not None:
             check_push(recipe.push)
-        parts = BUILDERS[recipe.algorithm.type](recipe)
+        parts = with_forecast(BUILDERS[recipe.algorithm.type](recipe))
         run = run_loop(parts, directory, write_report, resume=resume, quiet=quiet, started=started)
         if recipe.push is not None and parts.learner.ranks.first:
             _push(run, recipe.push, quiet)

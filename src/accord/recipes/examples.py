@@ -93,6 +93,7 @@ def build_examples(
         facts=model_facts(recipe, roles, learner.weights) | split.facts,
         next_steps=next_steps,
         notes=look(split.train),
+        longest=longest,
     )
 
 

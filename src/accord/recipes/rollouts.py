@@ -85,6 +85,7 @@ def build_rollouts(
         engine=engine,
         facts=model_facts(recipe, roles, learner.weights) | split.facts | text | _facts(recipe, rewards),
         next_steps=[("try it", f'accord generate {recipe.output}/model --prompt "..."')],
+        longest=longest - rollout.max_new_tokens,
     )
 
 

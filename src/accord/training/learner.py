@@ -144,6 +144,9 @@ class Learner:
                 loss, metrics = loss_of(outputs, micro, denominators)
                 loss, metrics = balance.added(loss, metrics)
                 loss.backward()
+                # The nodes of the graph lie between its tensors: alive while the next one is built, they would keep the heap
+                # from using that memory again.
+                del outputs, loss
                 for name, value in metrics.items():
                     old = totals.get(name)
                     if old is None:

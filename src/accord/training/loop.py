@@ -69,6 +69,10 @@ class Parts:
     """For the summary."""
     notes: Sequence[str] = ()
     """What a person should know about the data before the run starts."""
+    longest: int | None = None
+    """Tokens of the longest row to learn from, or of the longest prompt."""
+    forecast_bytes: int | None = None
+    """Memory that the run is expected to take, where that is known."""
 
 
 def run_loop(
@@ -162,6 +166,7 @@ def _iterate(parts: Parts, iteration: int, directory: RunDirectory, console: Con
         "time/iteration": time.perf_counter() - started,
         "memory/peak_gib": memory.highest,
         **{f"memory/{phase}_gib": memory.phases[phase] for phase in PHASES if phase in memory.phases},
+        **({} if parts.forecast_bytes is None else {"memory/forecast_gib": parts.forecast_bytes / 2**30}),
     }
 
 
@@ -285,10 +290,18 @@ def _restore(parts: Parts, directory: RunDirectory) -> tuple[int, list[str]]:
 
 def _summary(parts: Parts, directory: RunDirectory, memory: PeakMemory) -> list[tuple[str, str]]:
     lines = [("model", str(directory.model)), ("report", str(directory.path / "report.html"))]
-    lines += [("metrics", str(directory.path / METRICS_FILE))]
-    peaks = ", ".join(f"{phase} {memory.phases[phase]:.2f}" for phase in PHASES if phase in memory.phases)
-    lines += [("memory", f"peak in GiB: {peaks}")]
+    lines += [("metrics", str(directory.path / METRICS_FILE)), *_memory(parts, memory)]
     return [*lines, *parts.next_steps]
+
+
+def _memory(parts: Parts, memory: PeakMemory) -> list[tuple[str, str]]:
+    """What the run took, beside what it was expected to take."""
+    peaks = ", ".join(f"{phase} {memory.phases[phase]:.2f}" for phase in PHASES if phase in memory.phases)
+    line = f"peak {memory.highest:.2f} GiB ({peaks})"
+    if parts.forecast_bytes is not None:
+        told = parts.forecast_bytes / 2**30
+        line += f"; the forecast was {told:.2f} GiB ({told / memory.highest - 1:+.0%})"
+    return [("memory", line)]
 
 
 @contextmanager

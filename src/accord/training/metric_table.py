@@ -85,6 +85,9 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           unit="GiB"),
         M("memory/peak_gib", "Highest memory in use so far, in any phase.", "Flat after the first iterations.",
           "Grows: lengths grow, or there is a leak. Near the limit: lower `train.micro_batch_tokens`.", unit="GiB"),
+        M("memory/forecast_gib", "What `accord forecast` says that the run takes at most; the same in each row.",
+          "Close to `memory/peak_gib` at the end.",
+          "Far above: rows are shorter than the longest. Below: see docs/forecast.md, and report it.", unit="GiB"),
     ),
     "Optimiser (every recipe)": (
         M("optim/learning_rate", "Learning rate of the iteration's last step.",

@@ -29,6 +29,7 @@ MAY_CHANGE: set[tuple[str, ...]] = {
 MAY_CHANGE |= {("train", "learning_rate"), ("train", "max_grad_norm"), ("algorithm", "reward_clip")}
 MAY_CHANGE |= {("train", "head_learning_rate"), ("critic", "learning_rate")}
 MAY_CHANGE |= {("train", "eval_every"), ("train", "rollouts_every"), ("placement", "threads"), ("output",)}
+MAY_CHANGE |= {("placement", "allocator")}
 MAY_CHANGE |= {("push",)}
 """Keys that a resumed run may set anew: how long it goes on (the learning rate's schedule stretches along), what it writes
 down, and what mends a run whose numbers ran away. Any other change would make it another run."""

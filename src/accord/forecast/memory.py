@@ -1,0 +1,127 @@
+"""Bytes of a recipe on a device, by role and phase, and its peak.
+
+The phases are those of the loop: `load` the weights, `rollout` (sample), `score` (frozen passes), `update` (forward, backward,
+step). What stays through all phases is counted in each; the peak is the phase with the largest sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from accord.config import Recipe
+from accord.forecast.devices import Device
+from accord.forecast.passes import Passes
+from accord.forecast.residents import Residents, Term, residents
+from accord.forecast.workload import Workload, workload
+
+MIB = 2**20
+PROCESS = 450 * MIB
+"""What a process takes on CPU before a model is loaded: Python, torch, transformers, peft, datasets and the rest; measured
+(docs/forecast.md)."""
+CONTEXT = 512 * MIB
+"""What an accelerator's driver and its libraries take of it (an assumption, not measured here)."""
+FRAGMENTATION = 0.05
+"""Of what comes and goes on an accelerator: PyTorch's caching allocator keeps pieces that do not fit (an assumption)."""
+PHASES = ("load", "rollout", "score", "update")
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a recipe needs of each device."""
+
+    kind: str
+    device: Device
+    phases: Mapping[str, tuple[Term, ...]]
+    """The terms that are alive at the worst moment of each phase, in the order of the loop."""
+    work: Workload
+    notes: tuple[str, ...] = ()
+    """What a person should know: guesses, and devices that stay idle."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    def total(self, phase: str) -> int:
+        """Bytes of a phase; 0 of one that the recipe does not have."""
+        return sum(term.bytes for term in self.phases.get(phase, ()))
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase that needs most; the first of several."""
+        return max(self.phases, key=self.total)
+
+    @property
+    def peak(self) -> int:
+        """Bytes that the recipe needs at most."""
+        return self.total(self.peak_phase)
+
+    @property
+    def fits(self) -> bool:
+        """Whether each device has as much."""
+        return self.peak <= self.device.bytes
+
+    def of(self, phase: str, what: str | None = None, role: str | None = None) -> int:
+        """Bytes of some terms of a phase."""
+        terms = self.phases.get(phase, ())
+        return sum(t.bytes for t in terms if what in (None, t.what) and role in (None, t.role))
+
+
+def forecast(recipe: Recipe, device: Device, longest: int | None = None) -> Forecast:
+    """What a recipe needs of a device. Reads each model's config.json, and nothing else.
+
+    Args:
+        recipe: of any kind.
+        device: to run on.
+        longest: tokens of the longest row or prompt, where that is known.
+
+    Raises:
+        ModelError: a model is not there, or its shape is not known.
+    """
+    ranks = device.count if recipe.placement.type == "torchrun" else 1
+    work = workload(recipe, ranks, longest)
+    held = residents(recipe)
+    passes = Passes(recipe, held, work, device)
+    base = [Term("all", "process", PROCESS if device.cpu else CONTEXT)]
+    weights = [*base, *held.weights]
+    steady = [*weights, *held.optimizer]
+    phases: dict[str, tuple[Term, ...]] = {"load": tuple(_loading(base, held, device))}
+    if work.rows:
+        phases["rollout"] = _with(steady, passes.rollout(), device)
+    scored = passes.score()
+    if scored:
+        # Recipes on examples score before the first step, when there is no state of the optimiser yet.
+        phases["score"] = _with(steady if work.rows else weights, scored, device)
+    update = [_with(steady, terms, device) for terms in passes.update(ranks)]
+    phases["update"] = max(update, key=lambda terms: sum(term.bytes for term in terms))
+    return Forecast(recipe.algorithm.type, device, phases, work, tuple(_notes(recipe, held, device)), held.facts)
+
+
+def _with(steady: Iterable[Term], passing: Iterable[Term], device: Device) -> tuple[Term, ...]:
+    """What stays and what comes and goes, with what the allocator wastes."""
+    passing = [term for term in passing if term.bytes]
+    if not device.cpu:
+        waste = int(FRAGMENTATION * sum(term.bytes for term in passing))
+        passing = [*(term for term in passing if term.what != "fragmentation"), Term("all", "fragmentation", waste)]
+    return (*steady, *passing)
+
+
+def _loading(base: list[Term], held: Residents, device: Device) -> list[Term]:
+    """All weights, and on CPU what the last checkpoint adds while it is converted: its file is in memory, too."""
+    terms = [*base, *held.weights]
+    if not device.cpu:
+        return terms
+    done = sum(term.bytes for term in base)
+    most = 0
+    for load in held.loads:
+        done += load.bytes
+        most = max(most, done + load.mapped)
+    extra = most - sum(term.bytes for term in terms)
+    return [*terms, Term("all", "checkpoint file", extra)] if extra > 0 else terms
+
+
+def _notes(recipe: Recipe, held: Residents, device: Device) -> list[str]:
+    notes = list(held.notes)
+    if device.count > 1 and recipe.placement.type != "torchrun":
+        notes.append(
+            f"placement.type: {recipe.placement.type} uses one of the {device.count} devices; torchrun shares each batch over "
+            "all, and each holds the whole model"
+        )
+    return notes

@@ -1,0 +1,258 @@
+"""What stays in memory all through a run: weights of each role, and the optimiser's state of those that learn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from accord.config import Recipe
+from accord.errors import ConfigError
+from accord.forecast.learning import Adapter, learning_adapter, optimizer_bytes
+from accord.forecast.models import Found, find_model
+from accord.forecast.shapes import Architecture
+from accord.forecast.tape import FLOAT
+
+ITEMS = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a number in NF4: half a byte, one for the scale of 64 numbers, and a float32 for 256 such scales (QLoRA's double
+quantisation, Dettmers et al. 2023, arXiv:2305.14314, section 3)."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """Some bytes, what they are and whose."""
+
+    role: str
+    what: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Load:
+    """One model that is read: bytes that stay, and bytes of its file that are in memory beside them meanwhile."""
+
+    bytes: int
+    mapped: int
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A role whose weights learn."""
+
+    role: str
+    shape: Architecture
+    item: int
+    """Bytes of a number of its base."""
+    adapter: Adapter | None
+    """`None`: all weights."""
+    frozen_layers: int = 0
+    quantized: int = 0
+    """Bits of the base; 0: not quantised."""
+    head: int = 0
+    """Numbers of its head."""
+    parameters: int = 0
+    """Numbers that learn, the head's aside."""
+    logprobs: bool = True
+    """Whether it reads the output layer."""
+
+
+@dataclass
+class Residents:
+    """All that stays."""
+
+    weights: list[Term] = field(default_factory=list)
+    optimizer: list[Term] = field(default_factory=list)
+    learners: list[Learner] = field(default_factory=list)
+    frozen: list[Learner] = field(default_factory=list)
+    """Roles that score, as passes without gradients."""
+    loads: list[Load] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+def weight_bytes(shape: Architecture, item: int, quantize: str = "none") -> int:
+    """Bytes of a model's weights. Quantised are its linear layers; embeddings, norms and the output layer are not.
+
+    Args:
+        shape: of the model.
+        item: bytes of a number that is not quantised: 2 of bfloat16, 4 of float32.
+        quantize: `none`, `int8` (a byte, and a float32 for each row: LLM.int8, arXiv:2208.07339) or `nf4`.
+    """
+    if quantize == "none":
+        return shape.parameters * item
+    packed = shape.linear_parameters
+    rows = sum(matrix.outputs for layer in shape.layers for matrix in layer.matrices.values())
+    rest = (shape.parameters - packed) * item
+    return rest + (packed + rows * FLOAT if quantize == "int8" else int(packed * NF4))
+
+
+def quantization(recipe: Recipe) -> str:
+    """`model.quantize` of the recipe; `none` where recipes have no such key."""
+    return str(getattr(recipe.model, "quantize", "none"))
+
+
+def item_of(dtype: str, shape: Architecture, trained: bool) -> int:
+    """Bytes of a weight in memory: as `accord.model.loading.weight_type` chooses."""
+    if dtype != "auto":
+        return ITEMS[dtype]
+    return FLOAT if trained else ITEMS.get(shape.dtype, FLOAT)
+
+
+def residents(recipe: Recipe) -> Residents:
+    """Weights and optimiser state of all roles of a recipe.
+
+    Raises:
+        ModelError: a model is not there.
+    """
+    return _Plan(recipe).make()
+
+
+class _Plan:
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.kind = recipe, recipe.algorithm.type
+        self.held = Residents()
+        self.base = find_model(recipe.model.source)
+        self.shape = self.base.shape
+        self.quantize = quantization(recipe)
+        self.full = recipe.adapter is None
+        if self.full and self.quantize != "none":
+            raise ConfigError("a quantised base cannot learn: model.quantize goes with an adapter")
+        self.item = item_of(recipe.model.dtype, self.shape, trained=self.full)
+        self.adapter = None if self.full else learning_adapter(recipe.adapter, self.shape)
+        self.bits = {"int8": 8, "nf4": 4}.get(self.quantize, 0)
+
+    def make(self) -> Residents:
+        role = {"reward": "reward", "classify": "classifier"}.get(self.kind, "policy")
+        self._load("base", self.base, self.item, self.quantize)
+        self._note(self.base)
+        critic = getattr(self.recipe, "critic", None)
+        on_trunk = critic is not None and critic.source == "policy_trunk"
+        head = self.shape.embedding if role != "policy" or on_trunk else 0
+        self._learner(role, head)
+        if self.base.adapter is not None and not self.full:
+            self._term("reference", "adapters", self.base.adapter_parameters * FLOAT)
+        self._reference()
+        self._rewards()
+        if critic is not None and not on_trunk:
+            self._critic(critic)
+        self.held.facts |= {
+            "model": f"{self.recipe.model.source} ({self.shape.parameters / 1e6:,.1f}M parameters, {self._type()})",
+            "learns": f"{sum(x.parameters + x.head for x in self.held.learners) / 1e6:,.2f}M parameters",
+        }
+        return self.held
+
+    def _type(self) -> str:
+        names = {4: "float32", 2: "bfloat16" if self.shape.dtype != "float16" else "float16", 8: "float64"}
+        return names[self.item] if self.quantize == "none" else f"{self.quantize} over {names[self.item]}"
+
+    def _note(self, found: Found) -> None:
+        why = found.shape.approximate
+        if why is not None:
+            self.held.notes.append(f"approximate: {why}")
+
+    def _term(self, role: str, what: str, size: float) -> None:
+        if size:
+            self.held.weights.append(Term(role, what, int(size)))
+
+    def _load(self, role: str, found: Found, item: int, quantize: str = "none") -> None:
+        """A model's weights; a file of another type than is wanted is in memory, too, while it is read."""
+        size = weight_bytes(found.shape, item, quantize)
+        stored = ITEMS.get(found.shape.dtype, FLOAT)
+        mapped = 0 if stored == item and quantize == "none" else found.shape.parameters * stored
+        self._term(role, "base", size)
+        self.held.loads.append(Load(size, mapped))
+
+    def _learner(self, role: str, head: int, name: str = "adapters") -> None:
+        """The adapter (or all weights) of a role on the base, its head, and the optimiser's state."""
+        shape, adapter = self.shape, self.adapter
+        shared = self._shared()
+        parameters = shape.parameters - shared if adapter is None else adapter.parameters
+        item = self.item if adapter is None else FLOAT
+        if adapter is not None:
+            self._term(role, "adapters", parameters * item)
+        self._optimized(role, parameters, item, head)
+        logprobs = role == "policy"
+        frozen = self._k() if adapter is None else 0
+        self.held.learners.append(
+            Learner(role, shape, self.item, adapter, frozen, self.bits, head, parameters, logprobs)
+        )
+
+    def _optimized(self, role: str, parameters: int, item: int, head: int) -> None:
+        chosen = self.recipe.train.optimizer
+        self._term(role, "heads", head * FLOAT)
+        state = parameters * optimizer_bytes(chosen.name, chosen.keywords, item)
+        state += head * optimizer_bytes(chosen.name, chosen.keywords, FLOAT)
+        self.held.optimizer.append(Term(role, "optimiser", int(state)))
+
+    def _k(self) -> int:
+        reference = getattr(self.recipe, "reference", None)
+        return int(getattr(reference, "k", None) or 0)
+
+    def _shared(self) -> int:
+        """Numbers that policy and reference hold in common, and that do not learn."""
+        k = self._k()
+        if not k:
+            return 0
+        shape = self.shape
+        positions = shape.other if shape.family in ("gpt2", "opt") else 0
+        return shape.vocabulary * shape.embedding + sum(layer.parameters for layer in shape.layers[:k]) + positions
+
+    def _reference(self) -> None:
+        """What the policy is compared with. DPO and its kin ask it once, before the first step."""
+        config = getattr(self.recipe, "reference", None)
+        once = self.kind == "dpo"
+        if config is None:
+            return
+        if config.source == "model":
+            found = find_model(config.path)
+            item = item_of(self.recipe.model.dtype, found.shape, trained=False)
+            if not once:
+                self._load("reference", found, item)
+            self.held.frozen.append(Learner("reference", found.shape, item, None))
+            return
+        self.held.frozen.append(Learner("reference", self.shape, self.item, None, quantized=self.bits))
+        if self.full and not (once and config.source == "start"):
+            self._term("reference", "base", (self.shape.parameters - self._shared()) * self.item)
+            self.held.loads.append(Load((self.shape.parameters - self._shared()) * self.item, 0))
+        elif self.adapter is not None and self.base.adapter is None and self._virtual():
+            self._term("reference", "adapters", self.adapter.parameters * FLOAT)
+
+    def _virtual(self) -> bool:
+        """Whether the adapter cannot be turned off: the reference is then a copy of it as it began."""
+        return self.recipe.adapter is not None and not self.recipe.adapter.mergeable
+
+    def _rewards(self) -> None:
+        for term in getattr(self.recipe, "reward", ()):
+            for path, role in zip(term.paths, term.roles, strict=True):
+                found = find_model(path)
+                shares = found.adapter is not None and found.base == self.base.base and not self.full
+                name = role.rpartition("/")[2] if role.startswith("reward/") else role
+                if shares:
+                    self._term(name, "adapters", found.adapter_parameters * FLOAT)
+                    self._term(name, "heads", found.shape.embedding * FLOAT)
+                    self.held.frozen.append(
+                        Learner(name, self.shape, self.item, None, quantized=self.bits, logprobs=False)
+                    )
+                    continue
+                item = item_of(self.recipe.model.dtype, found.shape, trained=False)
+                self._load(name, found, item)
+                self._note(found)
+                self.held.frozen.append(Learner(name, found.shape, item, None, logprobs=False))
+            if term.classifier is not None:
+                self.held.notes.append(
+                    f"reward {term.label}: the classifier {term.classifier.model} comes on top; its family is not forecast"
+                )
+
+    def _critic(self, config: Any) -> None:
+        if config.source == "adapter":
+            self._learner("critic", self.shape.embedding)
+            return
+        found = find_model(config.path)
+        item = item_of(self.recipe.model.dtype, found.shape, trained=True)
+        self._load("critic", found, item)
+        self._note(found)
+        without_output = found.shape.parameters - (0 if found.scorer else found.shape.output_parameters)
+        self._optimized("critic", without_output, item, found.shape.embedding)
+        self.held.learners.append(
+            Learner("critic", found.shape, item, None, 0, 0, found.shape.embedding, without_output, logprobs=False)
+        )

@@ -1,0 +1,130 @@
+"""Bytes that stay: the field's known figures, quantised bases, and which roles share what."""
+
+from __future__ import annotations
+
+import pytest
+
+from accord.config import METHODS
+from accord.errors import ConfigError, ModelError
+from accord.forecast.families import architecture
+from accord.forecast.learning import optimizer_bytes
+from accord.forecast.residents import NF4, item_of, residents, weight_bytes
+from forecast.measured import policy_of
+from forecast.recipes import LLAMA_7B, NEOX_20B, TINY, recipe_of, shape_folder
+
+GB = 10**9
+
+
+def held(terms, what, role=None):
+    return sum(term.bytes for term in terms if term.what == what and role in (None, term.role))
+
+
+def test_a_bfloat16_parameter_takes_two_bytes_and_adam_eight():
+    shape = architecture(LLAMA_7B)
+    assert weight_bytes(shape, 2) == 2 * shape.parameters
+    assert optimizer_bytes("adamw", {}, 4) == 8
+
+
+def test_seven_billion_take_about_seventy_gigabytes_before_gradients_and_activations():
+    """The field's figure (StackLLaMA, 2023): 2 bytes of bfloat16 and 8 of Adam a parameter, 10 in all, no gradients counted."""
+    shape = architecture(LLAMA_7B)
+    both = weight_bytes(shape, 2) + shape.parameters * optimizer_bytes("adamw", {}, 4)
+    assert both == 10 * shape.parameters
+    assert both / GB == pytest.approx(67.4, abs=0.1)  # "7B" is 6.74 billion
+
+
+def test_what_accord_itself_takes_for_seven_billion(tmp_path):
+    """float32 by default, since small steps vanish in bfloat16: 4 + 8, and 4 more of gradients; bfloat16 halves all of them."""
+    folder = shape_folder(tmp_path, LLAMA_7B)
+    count = architecture(LLAMA_7B).parameters
+    for dtype, item in (("auto", 4), ("bfloat16", 2)):
+        made = residents(recipe_of("sft", folder, adapter=None, model={"dtype": dtype}))
+        assert held(made.weights, "base") == item * count
+        assert held(made.optimizer, "optimiser") == 2 * item * count
+
+
+def test_quantised_sizes_of_twenty_billion():
+    shape = architecture(NEOX_20B)
+    packed, rest = shape.linear_parameters, shape.parameters - shape.linear_parameters
+    rows = 44 * (3 * 6144 + 6144 + 24576 + 6144)
+    assert weight_bytes(shape, 2, "int8") == packed + 4 * rows + 2 * rest
+    assert weight_bytes(shape, 2, "int8") / GB == pytest.approx(21.19, abs=0.01)
+    assert weight_bytes(shape, 2, "nf4") == int(packed * NF4) + 2 * rest
+    assert pytest.approx(0.5159, abs=1e-4) == NF4
+    assert weight_bytes(shape, 2, "nf4") / GB == pytest.approx(11.53, abs=0.01)
+
+
+def test_the_type_of_weights_is_chosen_as_loading_chooses_it():
+    shape = architecture(LLAMA_7B)
+    assert item_of("auto", shape, trained=False) == 2
+    assert item_of("auto", shape, trained=True) == 4
+    assert item_of("float16", shape, trained=True) == 2
+
+
+def test_roles_share_a_frozen_base(tmp_path):
+    """Policy, reference and critic: one base, two adapters, one head."""
+    folder = shape_folder(tmp_path, TINY)
+    made = residents(recipe_of("ppo", folder, adapter={"r": 2}))
+    shape = architecture(TINY)
+    assert held(made.weights, "base") == shape.parameters * 4
+    adapter = 2 * (4 * (8 + 8) + 3 * (8 + 16)) * 4
+    assert held(made.weights, "adapters") == 2 * adapter
+    assert held(made.weights, "heads") == held(made.weights, "heads", "critic") == 8 * 4
+    assert held(made.optimizer, "optimiser", "critic") == 2 * (adapter + 8 * 4)
+    assert [learner.role for learner in made.learners] == ["policy", "critic"]
+
+
+def test_full_fine_tuning_has_a_reference_of_its_own_less_the_shared_layers(tmp_path):
+    config = TINY | {"num_hidden_layers": 4}
+    folder, shape = shape_folder(tmp_path, config), architecture(config)
+    whole = residents(recipe_of("grpo", folder, adapter=None))
+    assert held(whole.weights, "base", "reference") == shape.parameters * 4
+    shared = residents(recipe_of("grpo", folder, adapter=None, reference={"source": "shared_layers", "k": 3}))
+    common = 10 * 8 + 3 * shape.layers[0].parameters
+    assert held(shared.weights, "base", "reference") == (shape.parameters - common) * 4
+    assert held(shared.optimizer, "optimiser") == 8 * (shape.parameters - common)
+
+
+def test_dpo_asks_its_reference_once_and_keeps_none(tmp_path):
+    folder = shape_folder(tmp_path, TINY)
+    made = residents(recipe_of("dpo", folder, adapter=None))
+    assert held(made.weights, "base", "reference") == 0
+    kept = residents(recipe_of("kto", folder, adapter=None))
+    assert held(kept.weights, "base", "reference") == architecture(TINY).parameters * 4
+
+
+def test_a_reward_model_on_the_same_base_costs_its_adapter_alone(model_folder, tmp_path):
+    base = model_folder("llama")
+    roles = policy_of(base, METHODS["lora"](r=4), "auto")
+    import torch
+
+    roles.adapters.save("policy", tmp_path / "reward", task="SEQ_CLS", head={"score.weight": torch.zeros(1, 32)})
+    reward = str(tmp_path / "reward")
+    shared = residents(recipe_of("ppo", str(base), reward=[{"model": reward}]))
+    assert held(shared.weights, "base", "reward") == 0
+    learnt = sum(weight.numel() for weight in roles.trainable("policy").values())
+    assert held(shared.weights, "adapters", "reward") == (learnt + 32) * 4
+    own = residents(recipe_of("ppo", str(base), adapter=None, reward=[{"model": reward}]))
+    assert held(own.weights, "base", "reward") == architecture_of(base).parameters * 4
+
+
+def architecture_of(folder):
+    import json
+
+    return architecture(json.loads((folder / "config.json").read_text()))
+
+
+def test_what_cannot_be_is_refused(tmp_path):
+    folder = shape_folder(tmp_path / "tiny", TINY)
+    with pytest.raises(ConfigError, match="a quantised base cannot learn"):
+        residents(recipe_of("sft", folder, adapter=None, model={"quantize": "nf4"}))
+    with pytest.raises(ModelError, match=r"no model at .*tinny; did you mean .*tiny\?"):
+        residents(recipe_of("sft", str(tmp_path / "tinny")))
+
+
+def test_a_file_of_another_type_is_in_memory_while_it_is_read(tmp_path):
+    folder = shape_folder(tmp_path, TINY | {"dtype": "bfloat16"})
+    count = architecture(TINY).parameters
+    assert [(load.bytes, load.mapped) for load in residents(recipe_of("sft", folder)).loads] == [(2 * count, 0)]
+    full = residents(recipe_of("sft", folder, adapter=None))
+    assert [(load.bytes, load.mapped) for load in full.loads] == [(4 * count, 2 * count)]
