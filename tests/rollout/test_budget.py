@@ -9,9 +9,10 @@ import torch
 from transformers import AutoModel
 
 from accord.config import ModelConfig
+from accord.config.rollout import MOST
 from accord.model.device import memory_bytes
 from accord.model.roles import Roles
-from accord.rollout.budget import MOST, choose_rows, row_bytes
+from accord.rollout.budget import choose_rows, row_bytes
 from accord.rollout.cache import RowCache
 from accord.rollout.native import NativeEngine
 from accord.rollout.protocol import Request, Sampling

@@ -9,6 +9,7 @@ from itertools import combinations
 from typing import Any
 
 from accord.config import Recipe, RolloutRecipe, build, merge, parse_overrides
+from accord.config.rollout import MOST
 from accord.errors import AccordError
 from accord.forecast.devices import Device
 from accord.forecast.memory import Forecast, forecast
@@ -191,7 +192,8 @@ def candidates(recipe: Recipe) -> Iterator[Change]:
 
 
 def _of_rollouts(recipe: RolloutRecipe) -> Iterator[Change]:
-    rows = min(recipe.rollout.max_sequences, recipe.train.batch_size)
+    most = recipe.rollout.max_sequences
+    rows = min(MOST if most == "auto" else most, recipe.train.batch_size)
     for halvings in range(1, 5):
         if rows >> halvings >= 1:
             yield _one("rollout.max_sequences", rows >> halvings, 0.8 * halvings, "speed of sampling")

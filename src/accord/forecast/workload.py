@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from accord.config import Recipe, RolloutRecipe
+from accord.config.rollout import MOST
 
 PAIRED = ("reward", "dpo", "orpo", "simpo", "cpo", "online_dpo")
 """Recipes whose sequences come in twos that stay together."""
@@ -75,7 +76,7 @@ def workload(recipe: Recipe, ranks: int = 1, longest: int | None = None) -> Work
         count,
         scored,
         math.ceil(scored * share),
-        min(rollout.max_sequences, responses),
+        min(MOST if rollout.max_sequences == "auto" else rollout.max_sequences, responses),
         prompt,
         length,
     )

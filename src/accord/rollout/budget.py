@@ -7,15 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-MOST = 256
-"""Rows beyond which more gain little. SmolLM2-135M in bfloat16 on one core, context 128: 459 tokens/s with 64 rows, 599 with
-128, 712 with 192, 746 with 256 (docs/rollouts.md)."""
-SHARE = 4
-"""The cache takes at most one part in so many of the device's memory."""
+from accord.config.rollout import sequences_that_fit
 
 
 def choose_rows(trunk: nn.Module, columns: int, memory: int) -> int:
-    """Rows of a cache: as many as a share of the memory holds, at most `MOST`, at least one.
+    """Rows of a cache, see `sequences_that_fit`.
 
     It is the memory that the device has and not what is free of it just now, so that a run that is resumed decodes in the same
     batches, whose sums have the same last bits.
@@ -26,7 +22,7 @@ def choose_rows(trunk: nn.Module, columns: int, memory: int) -> int:
         memory: bytes of the device.
     """
     weights = sum(parameter.nbytes for parameter in trunk.parameters())
-    return max(1, min(MOST, (memory - weights) // SHARE // (row_bytes(trunk) * columns)))
+    return sequences_that_fit(memory - weights, row_bytes(trunk) * columns)
 
 
 def row_bytes(trunk: nn.Module) -> int:
