@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from accord.errors import ModelError
 from accord.model.forward import forward
 from accord.model.roles import START, Roles
 from accord.model.scorer import Scorer
+from accord.ops.logprobs import full_kl
 
 LORA = LoraConfig(r=4, alpha=8)
 ADAPTER_CRITIC = CriticConfig(source="adapter")
@@ -360,3 +362,52 @@ def test_the_start_adapter_is_not_what_learns(make_roles, policy_adapter: Path) 
     saved = json.loads((policy_adapter / "adapter_config.json").read_text())
     ranks = {weight.shape[0] for name, weight in weights.items() if "lora_A" in name}
     assert ranks == {saved["r"]}
+
+
+# --- weights that wait in main memory ------------------------------------------------------------------------------------
+
+
+def test_what_is_offloaded_comes_before_use_and_goes_after(
+    model_folder, reward_model: Path, make_roles, batch, monkeypatch
+) -> None:
+    """Where each role with `offload` is, told by the moves alone: this machine has one kind of memory."""
+    roles = make_roles(model_folder("llama"), LORA)
+    roles.add_policy()
+    path = str(model_folder("llama"))
+    roles.add_reference(ReferenceConfig(source="model", path=path, offload=True))
+    roles.add_reward(str(reward_model), offload=True)
+    owners = {id(role.trunk): name for name, role in roles.roles.items()}
+    moves: list[str] = []
+
+    @contextmanager
+    def noted(modules, device):
+        names = [owners[id(module)] for module in modules if id(module) in owners]
+        assert device == roles.device
+        moves.extend(f"{name} in" for name in names)
+        yield
+        moves.extend(f"{name} out" for name in names)
+
+    monkeypatch.setattr("accord.model.roles.visiting", noted)
+    scorer = Scorer(roles, 20)
+    streams = scorer.score(batch, ["old_logprobs_T", "ref_logprobs_T"])
+    assert torch.allclose(streams["old_logprobs_T"], streams["ref_logprobs_T"], atol=1e-5)
+    assert moves == ["reference in", "reference out"], "once for all micro-batches, and not for the policy"
+    moves.clear()
+    scorer.sequence_scores("reward", batch)
+    assert moves == ["reward in", "reward out"]
+    moves.clear()
+    seen: list[int] = []
+    real = full_kl
+    monkeypatch.setattr("accord.model.scorer.full_kl", lambda *a, **k: (seen.append(len(moves) % 2), real(*a, **k))[1])
+    scorer.score(batch, ["full_kl_T"])
+    assert seen and set(seen) == {1}, "its output layer is read while it is there"
+
+
+def test_all_parts_of_a_role_go_together(model_folder, reward_model: Path, make_roles) -> None:
+    roles = make_roles(model_folder("llama"))
+    roles.add_policy()
+    roles.add_reference(ReferenceConfig(offload=True))
+    roles.add_reward(str(reward_model), offload=True)
+    reference, reward = roles.roles["reference"], roles.roles["reward"]
+    assert reference.offload and reference.parts == [reference.trunk, reference.output]
+    assert reward.parts == [reward.trunk, reward.score_head]
