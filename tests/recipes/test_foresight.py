@@ -24,7 +24,7 @@ def test_forecast_and_measure_stand_side_by_side(kind, model_folder, tmp_path, c
     assert last["memory/forecast_gib"] > 0
     assert "  memory  fits in cpu (" in said
     told = f"{last['memory/forecast_gib']:.2f}"
-    assert re.search(rf"memory +peak \d\.\d\d GiB; the forecast was {told} GiB \([+-]\d+%\)", said)
+    assert re.search(rf"memory +peak \d\.\d\d GiB \(.*\);\s+the forecast\s+was {told} GiB\s+\([+-]\d+%\)", said)
     # The rows are short, and the forecast of the run knows it.
     assert last["memory/forecast_gib"] * 2**30 <= forecast(recipe, foresight.device_of(recipe)).peak
 

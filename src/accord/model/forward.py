@@ -45,6 +45,25 @@ class Role:
     offload: bool = False
     """Whether its weights, which are its own, wait in main memory while it is not used."""
 
+    def learnt(self) -> dict[str, nn.Parameter]:
+        """The weights of trunk, output layer and heads that learn, each once; none that another role holds too and are frozen."""
+        weights = {f"trunk.{key}": parameter for key, parameter in self.trunk.named_parameters()}
+        seen = {id(parameter) for parameter in weights.values()}
+        if self.output is not None:
+            named = self.output.named_parameters()
+            weights |= {f"output.{key}": parameter for key, parameter in named if id(parameter) not in seen}
+        return {key: parameter for key, parameter in weights.items() if parameter.requires_grad} | self.heads()
+
+    def heads(self) -> dict[str, nn.Parameter]:
+        """The weights of its heads."""
+        found = {"value_head": self.value_head, "score_head": self.score_head, "class_head": self.class_head}
+        return {
+            f"{kind}.{key}": parameter
+            for kind, head in found.items()
+            if head is not None
+            for key, parameter in head.named_parameters()
+        }
+
     @property
     def parts(self) -> list[nn.Module]:
         """All that it runs through."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from accord.errors import ModelError
 
 
 class ScalarHead(nn.Module):
@@ -42,3 +45,17 @@ class ClassHead(nn.Module):
     def forward(self, hidden_KH: Tensor) -> Tensor:
         """Hidden states [K, H] of any float type -> float32 [K, C]."""
         return nn.functional.linear(hidden_KH.float(), self.weight, self.bias)
+
+
+def score_head(scorer: PreTrainedModel) -> ScalarHead:
+    """A copy of the head of a classifier that is a reward model.
+
+    Raises:
+        ModelError: it has none of that kind.
+    """
+    layer = getattr(scorer, "score", None)
+    if not isinstance(layer, nn.Linear) or layer.out_features != 1 or layer.bias is not None:
+        raise ModelError(
+            f"{type(scorer).__name__} has no `score` layer with one output and no bias, so it cannot be a reward model"
+        )
+    return ScalarHead(layer.in_features, layer.weight)

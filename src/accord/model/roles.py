@@ -20,7 +20,7 @@ from accord.model.critic import read_value_head, saved_critic
 from accord.model.device import visiting
 from accord.model.folding import LoraLayer, folded, folded_layers
 from accord.model.forward import Role, why_whole
-from accord.model.heads import ClassHead, ScalarHead
+from accord.model.heads import ClassHead, ScalarHead, score_head
 from accord.model.loading import (
     Location,
     head_size,
@@ -244,7 +244,7 @@ class Roles:
             )
             return
         model, prompt = self._own_model(path, scorer=True)
-        head = self._new_head_for(model).requires_grad_(False)
+        head = score_head(model).to(self.device).requires_grad_(False)
         trunk = trunk_of(model)
         self._place(
             self._role(name, trunk, score_head=head, shared=False, stepwise=stepwise, prompt=prompt, offload=offload)
@@ -264,14 +264,6 @@ class Roles:
     def _is_base(self, base: str) -> bool:
         same_path = Path(base).exists() and Path(base).resolve() == Path(self.location.base).resolve()
         return base == self.location.base or same_path
-
-    def _new_head_for(self, scorer: PreTrainedModel) -> ScalarHead:
-        layer = getattr(scorer, "score", None)
-        if not isinstance(layer, nn.Linear) or layer.out_features != 1 or layer.bias is not None:
-            raise ModelError(
-                f"{type(scorer).__name__} has no `score` layer with one output and no bias, so it cannot be a reward model"
-            )
-        return ScalarHead(layer.in_features, layer.weight).to(self.device)
 
     def add_scorer(self, stepwise: bool = False) -> None:
         """A reward model that learns: own adapter (or the base itself) and a score head.
@@ -316,7 +308,7 @@ class Roles:
             assert config.path is not None
             scorer = config.start == "reward" or is_scorer(locate(config.path), self.config.trust_remote_code)
             model, _ = self._own_model(config.path, scorer, trained=True)
-            head = self._new_head_for(model) if scorer else ScalarHead(head_size(model)).to(self.device)
+            head = score_head(model).to(self.device) if scorer else ScalarHead(head_size(model)).to(self.device)
             self.roles["critic"] = self._role("critic", trunk_of(model), value_head=head, shared=False, trains=True)
             return
         if config.start == "reward":
@@ -391,23 +383,10 @@ class Roles:
         role = self.roles[name]
         if not role.trains:
             return {}
-        weights: dict[str, nn.Parameter] = {}
-        if role.shared and role.adapter is not None:
-            weights |= {f"adapter.{key}": p for key, p in self.adapters.parameters(role.adapter).items()}
-        else:
-            weights |= {f"trunk.{key}": parameter for key, parameter in role.trunk.named_parameters()}
-            seen = {id(parameter) for parameter in weights.values()}
-            if role.output is not None:
-                named = role.output.named_parameters()
-                weights |= {f"output.{key}": parameter for key, parameter in named if id(parameter) not in seen}
-            weights = {
-                key: parameter for key, parameter in weights.items() if parameter.requires_grad
-            }  # not the shared
-        for kind in ("value_head", "score_head", "class_head"):
-            head = getattr(role, kind)
-            if head is not None:
-                weights |= {f"{kind}.{key}": parameter for key, parameter in head.named_parameters()}
-        return weights
+        if not role.shared or role.adapter is None:
+            return role.learnt()
+        own = {f"adapter.{key}": parameter for key, parameter in self.adapters.parameters(role.adapter).items()}
+        return own | role.heads()
 
     def train_mode(self, on: bool) -> None:
         """Dropout on or off, in everything that learns."""
