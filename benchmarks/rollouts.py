@@ -125,9 +125,9 @@ def step_of_engine(engine: NativeEngine, requests: list[Request], clock: Callabl
 def whole(
     roles: Roles, plain: PreTrainedModel, prompts: list[tuple[int, ...]], clock: Callable[[], float]
 ) -> dict[str, float]:
-    """Tokens a second of whole responses, the prompts' computation included, `SAMPLES` to each of 8 prompts, 32 rows."""
-    rows, tokenizer = 32, roles.tokenizer
-    prompts = sorted(prompts, key=len)[:8]
+    """Tokens a second of whole responses, the prompts' computation included, `SAMPLES` to each of 4 prompts, 16 rows."""
+    rows, tokenizer = 16, roles.tokenizer
+    prompts = sorted(prompts, key=len)[:4]
     stops = frozenset(token for token in range(len(tokenizer)) if "\n" in str(tokenizer.decode([token])))
     sampling = Sampling(LONGEST, stop_ids=stops)
     found: Timed = {}
@@ -140,9 +140,6 @@ def whole(
             ),
             "accord, LoRA folded in": lambda requests=requests: of_engine(
                 NativeEngine(roles, rows, merge=True), requests, sampling
-            ),
-            "accord, rows chosen": lambda requests=requests: of_engine(
-                NativeEngine(roles, None, role="reference"), requests, sampling
             ),
             "transformers.generate": lambda requests=requests: of_transformers(plain, tokenizer, requests, rows, stops),
         }

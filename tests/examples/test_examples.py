@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from accord.cli import COMMANDS
-from accord.config import METHODS, RECIPES, PPORecipe, build, dump, load, parse_overrides
+from accord.config import METHODS, RECIPES, PPORecipe, RolloutConfig, build, dump, load, parse_overrides
 from accord.rewards import FunctionReward
 from accord.rewards.function import load_function
 from accord.types import Rollout
@@ -243,3 +243,9 @@ def test_the_page_on_adapters_states_every_option_with_its_default():
         assert {name: yaml.safe_load(text) for name, text in stated.items()} == actual, method
         rate = f"| `{method}` | {section.learning_rate_factor:g} |"
         assert rate in page, f"the page does not say {rate}"
+
+
+def test_the_page_on_rollouts_states_every_option_with_its_default():
+    page = (ROOT / "docs" / "rollouts.md").read_text(encoding="utf-8")
+    stated = dict(re.findall(r"^\| `rollout\.(\w+)` \| ([^|]+?) \|", page, re.MULTILINE))
+    assert {name: yaml.safe_load(text) for name, text in stated.items()} == RolloutConfig().model_dump(mode="json")
