@@ -75,10 +75,18 @@ def workload(recipe: Recipe, ranks: int = 1, longest: int | None = None) -> Work
         count,
         scored,
         math.ceil(scored * share),
-        min(rollout.max_sequences, responses),
+        _rows(rollout.max_sequences, responses),
         prompt,
         length,
     )
+
+
+MOST_ROWS = 256
+"""Of `rollout.max_sequences: auto`, where recipes have it."""
+
+
+def _rows(wanted: object, responses: int) -> int:
+    return min(wanted if isinstance(wanted, int) else MOST_ROWS, responses)
 
 
 def micro_batches(sequences: int, longest: int, unit: int, limit: int) -> tuple[int, int]:
