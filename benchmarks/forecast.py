@@ -18,7 +18,6 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -177,21 +176,20 @@ def words_of(recipe: str, folder: Path, smollm2: Path | None) -> list[str] | Non
 
 
 def accord(words: list[str], folder: Path, log: Path) -> tuple[int, float]:
-    """Run a command; its peak memory in bytes, as the kernel counted it, and seconds."""
+    """Run a command; its peak memory in bytes and its processor time in seconds, as the kernel counted them."""
     environment = {
         **os.environ,
         "ACCORD_CACHE": str(folder / "cache"),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    started = time.perf_counter()
     with log.open("w") as out:
         process = subprocess.Popen([sys.executable, "-m", "accord", *words], stdout=out, stderr=out, env=environment)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(words)} failed:\n{log.read_text()[-2000:]}")
-    return usage.ru_maxrss * 1024, time.perf_counter() - started
+    return usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime
 
 
 def forecast(words: list[str]) -> dict[str, Any]:
@@ -212,20 +210,37 @@ def measure(name: str, words: list[str], folder: Path, allocator: str) -> dict[s
     words = [*words, "--output", str(output), "--placement.allocator", allocator]
     told = forecast(words)
     peak, seconds = accord(words, folder, folder / "log.txt")
-    error = told["peak_bytes"] / peak - 1
     return {
         "recipe": name,
         "allocator": allocator,
-        "forecast_gib": round(told["peak_bytes"] / GIB, 3),
         "measured_gib": round(peak / GIB, 3),
-        "error": round(error, 4),
-        "phase": told["peak_phase"],
-        "seconds": round(seconds, 1),
-        "terms_mib": {
-            f"{t['role']} {t['what']}": round(t["bytes"] / 2**20) for t in told["phases"][told["peak_phase"]]
-        },
+        **_said(told, peak / GIB),
+        "processor_seconds": round(seconds, 1),
         "command": "accord " + " ".join(words).replace(str(folder), "FOLDER"),
     }
+
+
+def forecast_again(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A measured row with what the forecast says of it now."""
+    told = forecast(row["command"].removeprefix("accord ").replace("FOLDER", str(folder)).split())
+    return {**row, **_said(told, row["measured_gib"])}
+
+
+def _said(told: dict[str, Any], measured: float) -> dict[str, Any]:
+    peak = told["peak_bytes"] / GIB
+    terms = {f"{t['role']} {t['what']}": round(t["bytes"] / 2**20) for t in told["phases"][told["peak_phase"]]}
+    return {
+        "forecast_gib": round(peak, 3),
+        "error": round(peak / measured - 1, 4),
+        "phase": told["peak_phase"],
+        "terms_mib": terms,
+    }
+
+
+def write(content: dict[str, Any], output: Path) -> None:
+    """The JSON, and the table beside it."""
+    output.write_text(json.dumps(content, indent=1) + "\n")
+    output.with_suffix(".md").write_text(table(content["rows"]))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -250,11 +265,17 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="recipes whose names contain one of these")
     parser.add_argument("--quantized", action="store_true", help="also those with model.quantize")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "forecast.json")
+    parser.add_argument("--again", action="store_true", help="measure nothing: forecast anew what OUTPUT has measured")
     parser.add_argument("--write-model", help=argparse.SUPPRESS)
     options = parser.parse_args()
     folder = options.folder.resolve()
     if options.write_model:
         write_model(folder / "models" / options.write_model, options.write_model)
+        return
+    if options.again:
+        content = json.loads(options.output.read_text())
+        content["rows"] = [forecast_again(row, folder) for row in content["rows"]]
+        write(content, options.output)
         return
     (folder / "models").mkdir(parents=True, exist_ok=True)
     for name in MODELS:
@@ -275,8 +296,7 @@ def main() -> None:
         "threads": os.environ.get("OMP_NUM_THREADS", "all"),
         "rows": rows,
     }
-    options.output.write_text(json.dumps(content, indent=1) + "\n")
-    options.output.with_suffix(".md").write_text(table(rows))
+    write(content, options.output)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
+from accord.config import LoraConfig, ReferenceConfig, RolloutConfig
 from accord.forecast import passes
 from accord.forecast.devices import parse_device
+from accord.forecast.families import architecture
+from accord.forecast.memory import forecast
 from accord.forecast.passes import Passes
 from accord.forecast.residents import residents
 from accord.forecast.workload import workload
@@ -49,3 +54,54 @@ def test_what_an_update_needs_adds_up_to_its_peak(tmp_path):
     assert critic["policy", "gradients"] == step["policy", "gradients"] > 0
     peak, _, _ = made._trained(made.held.learners[0], False)
     assert sum(policy.values()) == max(peak.forward, peak.backward)
+
+
+class Engine(RolloutConfig):
+    """The rollout section of an engine that chooses its rows and folds adapters in."""
+
+    max_sequences: int | Literal["auto"] = "auto"  # type: ignore[assignment]
+    merge_adapter: bool | Literal["auto"] = "auto"
+
+
+def test_an_engine_that_chooses_its_rows_takes_a_share_of_the_device(tmp_path):
+    folder = shape_folder(tmp_path, LLAMA_7B)
+    recipe = recipe_of("grpo", folder, train={"batch_size": 1024}, data={"max_prompt_tokens": 96})
+    chosen = recipe.model_copy(update={"rollout": Engine(samples=8, max_new_tokens=32)})
+    row = 128 * 32 * 2 * 4096 * 2
+    for where, rows in (("24GiB", None), ("640GiB", 256)):
+        device = parse_device(where)
+        made = forecast(chosen, device)
+        weights = made.of("rollout", "base")
+        assert made.of("rollout", "KV cache") == (rows or (device.bytes - weights) // 4 // row) * row
+    assert made.of("rollout", "folded adapter") == 0  # 32 steps are too few for it to pay
+    longer = chosen.model_copy(update={"rollout": Engine(samples=8, max_new_tokens=64)})
+    assert forecast(longer, device).of("rollout", "folded adapter") == 2 * architecture(LLAMA_7B).linear_parameters
+
+
+def test_lora_in_the_base_s_own_type_keeps_less(tmp_path):
+    class Thin(LoraConfig):
+        dtype: Literal["auto", "float32"] = "auto"
+
+    recipe = recipe_of("sft", shape_folder(tmp_path, LLAMA_7B | {"num_hidden_layers": 2}))
+    peaks = {
+        kind: forecast(recipe.model_copy(update={"adapter": Thin(dtype=kind)}), parse_device("80GiB"))
+        for kind in ("auto", "float32")
+    }
+    plain = forecast(recipe, parse_device("80GiB"))
+    assert peaks["float32"].peak == plain.peak
+    assert peaks["auto"].of("update", "activations") < 0.75 * plain.of("update", "activations")
+    assert peaks["auto"].of("update", "gradients") == plain.of("update", "gradients")
+
+
+def test_offloaded_weights_are_there_only_while_they_score(tmp_path):
+    class Away(ReferenceConfig):
+        offload: bool = True
+
+    recipe = recipe_of("grpo", shape_folder(tmp_path, WIDE), adapter=None)
+    away = recipe.model_copy(update={"reference": Away()})
+    accelerator, cpu = parse_device("24GiB"), parse_device("cpu:24GiB")
+    size = forecast(recipe, accelerator).of("update", "base", "reference")
+    told = forecast(away, accelerator)
+    assert size > 0
+    assert [told.of(phase, "base", "reference") for phase in told.phases] == [0, 0, size, 0]
+    assert forecast(away, cpu).peak == forecast(recipe, cpu).peak

@@ -40,11 +40,11 @@ def test_a_frozen_linear_layer_saves_nothing_and_a_trained_one_its_input():
 
 def test_a_product_saves_each_factor_for_the_other():
     tape = Tape(10, True)
-    a, b, c = tape.value(8, 4, True), tape.value(8, 4, True), tape.value(8, 4, False)
+    a, b, c = tape.value(8, 4, True), tape.value(8, 4, True), tape.value(1, 4, False)
     for value in (a, b, c):
         tape.add([], value)
     tape.product(tape.product(a, b), c)  # a and b for each other; c for a b, whose own value nobody needs
-    assert replay(tape).saved == 3 * 320
+    assert replay(tape).saved == 2 * 320 + 40
 
 
 def test_an_addition_hands_its_gradient_on_without_a_copy():
@@ -61,12 +61,17 @@ def test_gradients_of_an_earlier_micro_batch_are_there_all_the_time():
     tape = Tape(10, True)
     x = tape.value(8, 4, False)
     tape.add([], x)
-    y = tape.value(8, 4, True)
-    tape.add([x], y, [x], weight_grads=256)
-    first, second = replay(tape), replay(tape, grads_before=256)
-    assert second.forward == first.forward + 256
-    assert second.backward == first.backward + 256  # the new one is added, and goes
-    assert second.weight_grads == 256
+    for _ in range(3):
+        y = tape.value(8, 4, True)
+        tape.add([x], y, [x], weight_grads=256)
+        x = y
+    first, second = replay(tape), replay(tape, grads_before=3 * 256)
+    assert second.forward == first.forward + 3 * 256
+    # Backward is fullest at the second operation: of three saved tensors one is gone, gradients of two tensors flow, and two
+    # gradients of weights have come, of which in the second micro-batch one at a time, beside the three that were there.
+    assert first.backward == 2 * 320 + 2 * 320 + 2 * 256
+    assert second.backward == 2 * 320 + 2 * 320 + 3 * 256 + 256
+    assert first.weight_grads == second.weight_grads == 3 * 256
 
 
 def test_checkpointing_keeps_the_inputs_of_layers_and_one_layer():

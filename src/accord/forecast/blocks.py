@@ -49,6 +49,8 @@ class Pass:
     """Whether a gradient flows to the embeddings (virtual tokens)."""
     quantized: int = 0
     """Bits of a quantised base; 0: none."""
+    thin: bool = False
+    """Whether low-rank adapters compute in the base's type, added to its result in place."""
 
 
 class Blocks:
@@ -157,6 +159,8 @@ class Blocks:
         tokens = x.size // int(x.width * x.item)
         if scales_input:
             x = self._scaled(x)
+        if low is not None and how.thin and not low.dora:
+            return self._thin(matrix, low, x, tokens)
         y = tape.value(matrix.outputs, how.item, x.grad or trains, tokens)
         scratch = self._dequantized(matrix)
         tape.add(
@@ -170,6 +174,18 @@ class Blocks:
         if scales_input is False:
             y = self._scaled(y)
         return y if low is None else self._low_rank(matrix, low, x, y)
+
+    def _thin(self, matrix: Matrix, low: Low, x: Value, tokens: int) -> Value:
+        """y + scale * B A x as one operation: the input, A x, and A and B as they were rounded are kept."""
+        tape, item = self.tape, self.how.item
+        inner = tape.value(low.rank, item, False, tokens)
+        rounded = low.rank * (matrix.outputs + (matrix.inputs if item != FLOAT else 0)) * item
+        both = Value(1, item, rounded, False)
+        y = tape.value(matrix.outputs, item, True, tokens)
+        tape.add([], both)
+        tape.add([], inner)
+        tape.add([x, inner, both], y, [x, inner, both], weight_grads=low.parameters * FLOAT)
+        return y
 
     def _dequantized(self, matrix: Matrix) -> int:
         """A quantised weight is unpacked, one matrix at a time."""

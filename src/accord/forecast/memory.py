@@ -80,13 +80,15 @@ def forecast(recipe: Recipe, device: Device, longest: int | None = None) -> Fore
     held = residents(recipe)
     passes = Passes(recipe, held, work, device)
     base = [Term("all", "process", PROCESS if device.cpu else CONTEXT)]
-    weights = [*base, *held.weights]
+    here = held.offloaded if device.cpu else []
+    weights = [*base, *held.weights, *here]
     steady = [*weights, *held.optimizer]
     phases: dict[str, tuple[Term, ...]] = {"load": tuple(_loading(base, held, device))}
     if work.rows:
         phases["rollout"] = _with(steady, passes.rollout(), device)
     scored = passes.score()
-    if scored:
+    if scored or (held.offloaded and not device.cpu):
+        scored += [] if device.cpu else _largest(held.offloaded)
         # Recipes on examples score before the first step, when there is no state of the optimiser yet.
         phases["score"] = _with(steady if work.rows else weights, scored, device)
     update = [_with(steady, terms, device) for terms in passes.update(ranks)]
@@ -103,9 +105,14 @@ def _with(steady: Iterable[Term], passing: Iterable[Term], device: Device) -> tu
     return (*steady, *passing)
 
 
+def _largest(terms: list[Term]) -> list[Term]:
+    """Of weights that come one role at a time, the most."""
+    return [max(terms, key=lambda term: term.bytes)] if terms else []
+
+
 def _loading(base: list[Term], held: Residents, device: Device) -> list[Term]:
     """All weights, and on CPU what the last checkpoint adds while it is converted: its file is in memory, too."""
-    terms = [*base, *held.weights]
+    terms = [*base, *held.weights, *(held.offloaded if device.cpu else [])]
     if not device.cpu:
         return terms
     done = sum(term.bytes for term in base)

@@ -15,6 +15,10 @@ from accord.forecast.workload import DROPOUT, ENTROPIES, Workload
 
 TILE_ELEMENTS = 1 << 23
 """As in `accord.ops.logprobs`, which imports torch; a test compares them."""
+CACHE_SHARE = 4
+"""As in `accord.rollout.budget`: an engine that chooses its rows takes one part in so many of the device for its cache."""
+FOLDING_PAYS, FOLDED_SHARE = 64, 8
+"""As in `accord.rollout.native`: from so many steps on, and up to one part in so many of the device, an adapter is folded in."""
 HEIGHTS = (4, 8, 12)
 """Layers of a tall model that are counted one by one."""
 HEAP_SHARE = 0.5
@@ -51,25 +55,49 @@ class Passes:
         width = sum(layer.kv_width for layer in shape.layers)
         states = sum(layer.state for layer in shape.layers) * FLOAT
         virtual = (policy.adapter.virtual + policy.adapter.prefix) if policy.adapter is not None else 0
-        cache = work.rows * ((work.columns + virtual) * width * item + states)
-        prompts = max(min(self.recipe.train.micro_batch_tokens // max(work.prompt, 1), work.rows), 1)
+        row = (work.columns + virtual) * width * item + states
+        rows = self._rows(row)
+        cache = rows * row
+        prompts = max(min(self.recipe.train.micro_batch_tokens // max(work.prompt, 1), rows), 1)
         prefill = replay(self._tape(policy, prompts * work.prompt, 0, trains=False)).forward
-        logits = self._sampling(shape.vocabulary, item)
-        step = replay(self._tape(policy, work.rows, 0, trains=False)).forward + logits
-        first = prefill + (logits if prompts == work.rows else int(logits * prompts / work.rows))
+        logits = self._sampling(shape.vocabulary, item, rows)
+        step = replay(self._tape(policy, rows, 0, trains=False)).forward + logits
+        first = prefill + (logits if prompts == rows else int(logits * prompts / rows))
         pass_bytes, tiles = (step - logits, logits) if step > first else (prefill, first - prefill)
         return [
+            Term("policy", "folded adapter", self._folded(policy)),
             Term("policy", "KV cache", cache),
             Term("policy", "activations", pass_bytes),
             Term("policy", "logits", tiles),
         ]
 
-    def _sampling(self, vocabulary: int, item: int) -> int:
+    def _folded(self, policy: Learner) -> int:
+        """A copy of the layers that LoRA changes, where it is folded in while sampling: `rollout.merge_adapter`."""
+        wanted = getattr(self.recipe.rollout, "merge_adapter", False)  # type: ignore[attr-defined]
+        if not wanted or policy.adapter is None or policy.quantized:
+            return 0
+        if not policy.adapter.low or any(low.dora for low in policy.adapter.low.values()):
+            return 0
+        layers = policy.shape.layers
+        own = (layers[n].matrices[role] for n, role in policy.adapter.low if role in layers[n].matrices)
+        copy = sum(matrix.inputs * matrix.outputs for matrix in own) * policy.item
+        steps = self.recipe.rollout.max_new_tokens  # type: ignore[attr-defined]
+        pays = steps >= FOLDING_PAYS and copy <= self.device.bytes // FOLDED_SHARE
+        return copy if wanted is True or pays else 0
+
+    def _rows(self, row: int) -> int:
+        """Rows of the cache; where the engine chooses them, as many as a share of what the weights leave."""
+        if isinstance(self.recipe.rollout.max_sequences, int):  # type: ignore[attr-defined]
+            return self.work.rows
+        weights = sum(load.bytes for load in self.held.loads[:1])
+        return max(1, min(self.work.rows, (self.device.bytes - weights) // CACHE_SHARE // max(row, 1)))
+
+    def _sampling(self, vocabulary: int, item: int, rows: int) -> int:
         """Logits of all rows, and what drawing from them makes of them."""
         rollout = self.recipe.rollout  # type: ignore[attr-defined]
         copies = 3 + (1 if rollout.temperature != 1.0 else 0) + (5 if rollout.top_p < 1.0 else 0)
         copies += 2 if rollout.top_k else 0
-        return int(self.work.rows * vocabulary * (copies * FLOAT + (item if item != FLOAT else FLOAT)))
+        return int(rows * vocabulary * (copies * FLOAT + (item if item != FLOAT else FLOAT)))
 
     def score(self) -> list[Term]:
         """The largest pass without gradients, of the roles that score."""
@@ -188,11 +216,19 @@ class Passes:
             longest=min(longest, tokens),
             inputs_learn=trains and adapter is not None and bool(adapter.virtual or adapter.prefix),
             quantized=learner.quantized,
+            thin=self._thin(learner, drops),
         )
         blocks = Blocks(shape, tape, how)
         hidden = blocks.trunk()
         self._head(learner, tape, hidden, targets, learning)
         return tape
+
+    def _thin(self, learner: Learner, drops: bool) -> bool:
+        """Whether LoRA computes in the base's type: `adapter.dtype`, where recipes have that key."""
+        config = self.recipe.adapter
+        wanted = getattr(config, "method", "") == "lora" and getattr(config, "dtype", "float32") == "auto"
+        acts = drops and float(getattr(config, "dropout", 0.0)) > 0
+        return wanted and not acts and not learner.quantized
 
     def _head(self, learner: Learner, tape: Tape, hidden: Value, targets: int, learning: bool) -> None:
         """Log-probabilities of the targets in tiles, or a head's numbers."""

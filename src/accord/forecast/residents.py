@@ -7,7 +7,7 @@ from typing import Any
 
 from accord.config import Recipe
 from accord.errors import ConfigError
-from accord.forecast.learning import Adapter, learning_adapter, optimizer_bytes
+from accord.forecast.learning import Adapter, largest_matrix, learning_adapter, optimizer_bytes
 from accord.forecast.models import Found, find_model
 from accord.forecast.shapes import Architecture
 from accord.forecast.tape import FLOAT
@@ -62,6 +62,8 @@ class Residents:
 
     weights: list[Term] = field(default_factory=list)
     optimizer: list[Term] = field(default_factory=list)
+    offloaded: list[Term] = field(default_factory=list)
+    """Weights that an accelerator holds only while they score."""
     learners: list[Learner] = field(default_factory=list)
     frozen: list[Learner] = field(default_factory=list)
     """Roles that score, as passes without gradients."""
@@ -154,12 +156,17 @@ class _Plan:
         if size:
             self.held.weights.append(Term(role, what, int(size)))
 
-    def _load(self, role: str, found: Found, item: int, quantize: str = "none") -> None:
+    def _load(self, role: str, found: Found, item: int, quantize: str = "none", offload: bool = False) -> None:
         """A model's weights; a file of another type than is wanted is in memory, too, while it is read."""
         size = weight_bytes(found.shape, item, quantize)
         stored = ITEMS.get(found.shape.dtype, FLOAT)
-        mapped = 0 if stored == item and quantize == "none" else found.shape.parameters * stored
-        self._term(role, "base", size)
+        mapped = 0 if stored == item else found.shape.parameters * stored
+        if quantize != "none":  # tensor by tensor
+            mapped = largest_matrix(found.shape) * (stored + item)
+        if offload:
+            self.held.offloaded.append(Term(role, "base", size))
+        else:
+            self._term(role, "base", size)
         self.held.loads.append(Load(size, mapped))
 
     def _learner(self, role: str, head: int, name: str = "adapters") -> None:
@@ -207,13 +214,15 @@ class _Plan:
             found = find_model(config.path)
             item = item_of(self.recipe.model.dtype, found.shape, trained=False)
             if not once:
-                self._load("reference", found, item)
+                self._load("reference", found, item, self.quantize, getattr(config, "offload", False))
             self.held.frozen.append(Learner("reference", found.shape, item, None))
             return
         self.held.frozen.append(Learner("reference", self.shape, self.item, None, quantized=self.bits))
         if self.full and not (once and config.source == "start"):
-            self._term("reference", "base", (self.shape.parameters - self._shared()) * self.item)
-            self.held.loads.append(Load((self.shape.parameters - self._shared()) * self.item, 0))
+            size = (self.shape.parameters - self._shared()) * self.item
+            place = self.held.offloaded if getattr(config, "offload", False) else self.held.weights
+            place.append(Term("reference", "base", size))
+            self.held.loads.append(Load(size, 0))
         elif self.adapter is not None and self.base.adapter is None and self._virtual():
             self._term("reference", "adapters", self.adapter.parameters * FLOAT)
 
@@ -235,7 +244,7 @@ class _Plan:
                     )
                     continue
                 item = item_of(self.recipe.model.dtype, found.shape, trained=False)
-                self._load(name, found, item)
+                self._load(name, found, item, self.quantize, getattr(term, "offload", False))
                 self._note(found)
                 self.held.frozen.append(Learner(name, found.shape, item, None, logprobs=False))
             if term.classifier is not None:

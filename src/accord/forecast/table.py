@@ -24,6 +24,7 @@ ORDER = (
     "optimiser",
     "gradients",
     "activations",
+    "folded adapter",
     "KV cache",
     "logits",
     "logits tiles",

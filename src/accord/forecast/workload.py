@@ -76,10 +76,14 @@ def workload(recipe: Recipe, ranks: int = 1, longest: int | None = None) -> Work
         count,
         scored,
         math.ceil(scored * share),
-        min(MOST if rollout.max_sequences == "auto" else rollout.max_sequences, responses),
+        _rows(rollout.max_sequences, responses),
         prompt,
         length,
     )
+
+
+def _rows(wanted: object, responses: int) -> int:
+    return min(wanted if isinstance(wanted, int) else MOST, responses)
 
 
 def micro_batches(sequences: int, longest: int, unit: int, limit: int) -> tuple[int, int]:
