@@ -36,7 +36,7 @@ from accord.rollout.native import NativeEngine
 from accord.rollout.protocol import Completion, Request, Sampling
 
 HERE = Path(__file__).parent
-CONTEXT, STEPS, TURNS, SAMPLES, LONGEST = 128, 12, 3, 8, 128
+CONTEXT, STEPS, TURNS, SAMPLES, LONGEST = 128, 12, 3, 8, 80
 Timed = dict[str, list[float]]
 
 

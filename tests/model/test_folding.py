@@ -122,6 +122,10 @@ def test_rounding_either_way_is_right_in_the_mean_and_next_to_the_number() -> No
 def test_rounding_keeps_what_is_not_finite() -> None:
     bad = torch.tensor([torch.nan, torch.inf, -torch.inf]).repeat(1000)
     assert torch.equal(round_either_way(bad, 0).float().nan_to_num(7.0), bad.nan_to_num(7.0))
+    full = (
+        torch.tensor([2**31 - 1, -1], dtype=torch.int32).repeat(1000).view(torch.float32)
+    )  # NaN with every bit of it set
+    assert round_either_way(full, 0).isnan().all()
 
 
 def test_an_adapter_that_has_learnt_little_is_not_rounded_away(model_folder, shake) -> None:

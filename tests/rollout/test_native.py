@@ -330,22 +330,46 @@ def test_speculative_decoding_gives_the_same_tokens(family, model_folder, repeat
     assert NativeEngine(roles, rows).take_drafts() is None
 
 
-def test_right_drafts_save_steps(model_folder, repeating) -> None:
+@pytest.fixture
+def circling(model_folder) -> Roles:
     """Without its layers' outputs the next token follows from the last one alone, so greedy decoding soon goes in a circle."""
     roles = roles_of(model_folder("llama"))
     for name, weight in roles.model.named_parameters():
         if "o_proj" in name or "down_proj" in name:
             weight.data.zero_()
+    return roles
+
+
+def test_right_drafts_save_steps(circling: Roles, repeating) -> None:
     passes = []
-    roles.roles["policy"].trunk.register_forward_pre_hook(lambda *_: passes.append(1))
-    plain = NativeEngine(roles, 8).generate(repeating, Sampling(90, temperature=0))
+    circling.roles["policy"].trunk.register_forward_pre_hook(lambda *_: passes.append(1))
+    plain = NativeEngine(circling, 8).generate(repeating, Sampling(90, temperature=0))
     assert len(passes) == 90
     passes.clear()
-    engine = NativeEngine(roles, 8, speculation=Speculation(3, 6))
+    engine = NativeEngine(circling, 8, speculation=Speculation(3, 6))
     assert same(engine.generate(repeating, Sampling(90, temperature=0)), plain)
     drafted, accepted = engine.take_drafts()
     assert accepted == drafted, "what went round once goes round again"
     assert 90 / 7 < len(passes) < 60
+
+
+def test_a_response_ends_within_a_draft(circling: Roles) -> None:
+    """The prompt goes round once, so the first draft is right throughout; but one of its tokens ends the response."""
+    (once,) = NativeEngine(circling, 1).generate([Request((5,), 0)], Sampling(60, temperature=0))
+    circle = (5, *once.token_ids)
+    last = once.token_ids[-4:]
+    assert len(set(last)) == 4 and circle.count(last[1]) > 1, "the model goes in a circle of four or more"
+    engine = NativeEngine(circling, 1, speculation=Speculation(3, 6))
+    free = engine.generate([Request(circle, 0)], Sampling(8, temperature=0))[0].token_ids
+    told: list[int] = []
+    stop_ids = frozenset({free[2]})
+    (done,) = engine.generate(
+        [Request(circle, 0)],
+        Sampling(8, temperature=0, stop_ids=stop_ids),
+        on_token=lambda _, token: told.append(token),
+    )
+    ends = free.index(free[2]) + 1
+    assert (done.token_ids, done.finish_reason) == (free[:ends], "stop") and tuple(told) == free[:ends]
 
 
 def test_speculation_behind_virtual_tokens(model_folder, repeating, shake) -> None:
