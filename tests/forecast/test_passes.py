@@ -26,11 +26,13 @@ def test_a_tile_is_as_large_as_the_code_makes_it():
 
 @pytest.mark.parametrize("adapter", [{"r": 8}, None])
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("tokens", [8, 512])
+@pytest.mark.parametrize("tokens", [8, 64, 512])
 @pytest.mark.parametrize("several", [False, True])
-def test_a_tall_model_is_what_its_layers_are(adapter, checkpointing, tokens, several, tmp_path, monkeypatch):
-    """Few tokens: gradients outweigh activations, and the backward pass peaks at its end."""
-    folder = shape_folder(tmp_path, WIDE | {"num_hidden_layers": 30})
+@pytest.mark.parametrize("vocabulary", [512, 65536])
+def test_a_tall_model_is_what_its_layers_are(adapter, checkpointing, tokens, several, vocabulary, tmp_path):
+    """Few tokens: gradients outweigh activations, and the backward pass peaks at its end; with a large vocabulary only from a
+    height on, since below it the output layer's gradient is the peak."""
+    folder = shape_folder(tmp_path, WIDE | {"num_hidden_layers": 60, "vocab_size": vocabulary})
     recipe = recipe_of(
         "sft",
         folder,
@@ -40,7 +42,7 @@ def test_a_tall_model_is_what_its_layers_are(adapter, checkpointing, tokens, sev
     )
     made = Passes(recipe, residents(recipe), workload(recipe), parse_device("24GiB"))
     (learner,) = made.held.learners
-    whole = made._at_height(learner, several, 30)
+    whole = made._at_height(learner, several, 60)
     assert made._trained(learner, several) == whole
 
 
