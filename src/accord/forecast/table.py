@@ -72,7 +72,7 @@ def _sums(told: Forecast, phase: str) -> dict[str, int]:
 def render(told: Forecast, changes: Sequence[Change], least: Change | None, console: Console) -> None:
     """Print it all."""
     style = "bold green" if told.fits else "bold red"
-    console.print(Text.assemble(("accord ", "dim"), (told.kind, "bold"), "  ", (verdict(told), style)), soft_wrap=True)
+    console.print(Text.assemble((told.kind, "bold"), "  ", (verdict(told), style)), soft_wrap=True)
     for name, fact in told.facts.items():
         console.print(Text.assemble((f"  {name:<8}", "dim"), fact), soft_wrap=True)
     work = told.work
