@@ -13,7 +13,7 @@ from accord.forecast.advice import Change
 from accord.forecast.memory import Forecast
 
 GIB = 2**30
-BAR = 8
+BAR = 6
 """Width of the bars below the sums."""
 ORDER = (
     "process",
@@ -100,7 +100,7 @@ def render(told: Forecast, changes: Sequence[Change], least: Change | None, cons
 
 def _table(told: Forecast) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1))
-    table.add_column("role", style="dim")
+    table.add_column("role", style="dim", no_wrap=True)
     table.add_column("what", no_wrap=True)
     peak = told.peak_phase
     for phase in told.phases:
