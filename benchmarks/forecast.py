@@ -2,7 +2,8 @@
 
     python benchmarks/forecast.py FOLDER [--smollm2 MODEL] [--allocator lean fast] [--only NAME ...] [--output JSON]
 
-FOLDER takes the models (random weights), the data and the runs, about 3 GB. Each recipe runs for two steps or iterations as
+FOLDER takes the models (random weights), the data and the runs, about 3 GB. Recipes that OUTPUT has already and that are not run
+again stay in it. Each recipe runs for two steps or iterations as
 `python -m accord ...` in a process of its own, one after the other; its peak is the kernel's `ru_maxrss`. The forecast is made
 before, by `accord forecast ... --json` on the same words. Rows are cut to `data.max_tokens`, so that sequences are as long as
 the forecast takes them to be.
@@ -282,21 +283,23 @@ def main() -> None:
         if not (folder / "models" / name / "config.json").is_file():
             subprocess.run([sys.executable, __file__, str(folder), "--write-model", name], check=True)
     write_data(folder)
-    rows: list[dict[str, Any]] = []
+    content = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "threads": os.environ.get("OMP_NUM_THREADS", "all"),
+        "rows": json.loads(options.output.read_text())["rows"] if options.output.is_file() else [],
+    }
     for name, recipe in {**RECIPES, **(QUANTIZED if options.quantized else {})}.items():
         words = words_of(recipe, folder, options.smollm2 and options.smollm2.resolve())
         if words is None or (options.only and not any(part in name for part in options.only)):
             continue
         for allocator in options.allocator:
-            rows.append(measure(name, words, folder, allocator))
-            print(table(rows[-1:]).splitlines()[2], flush=True)
-    content = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "threads": os.environ.get("OMP_NUM_THREADS", "all"),
-        "rows": rows,
-    }
-    write(content, options.output)
+            row = measure(name, words, folder, allocator)
+            print(table([row]).splitlines()[2], flush=True)
+            others = [r for r in content["rows"] if (r["recipe"], r["allocator"]) != (name, allocator)]
+            order = [*RECIPES, *QUANTIZED]
+            content["rows"] = sorted([*others, row], key=lambda r: (r["allocator"] != "lean", order.index(r["recipe"])))
+            write(content, options.output)
 
 
 if __name__ == "__main__":

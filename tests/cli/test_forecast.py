@@ -27,7 +27,7 @@ def words(folder, *more):
 def test_it_prints_a_verdict_a_table_and_changes(folder, capsys):
     assert main(words(folder, "--device", "24GiB")) == 0
     text = capsys.readouterr().out
-    assert text.startswith("accord ppo  does not fit in 24 GiB: peak")
+    assert text.startswith("ppo  does not fit in 24 GiB: peak")
     for part in ("KV cache", "optimiser", "activations", "logits tiles", "fragmentation", "Changes that make it fit"):
         assert part in text
 
@@ -48,7 +48,7 @@ def test_the_file_says_what_it_is(folder, tmp_path, capsys):
     recipe = f"model: {{path: {folder}}}\ndata: {{path: prompts.jsonl}}\nreward: r.py:f\nalgorithm: {{type: grpo}}\n"
     file.write_text(recipe + "output: runs/grpo\n")
     assert main(["forecast", str(file), "--rollout.samples", "4", "--device", "A100-80GB"]) == 0
-    assert capsys.readouterr().out.startswith("accord grpo")
+    assert capsys.readouterr().out.startswith("grpo")
     assert main(["forecast", "ppo", str(file)]) == 2
     assert "the recipe is for `accord grpo` (algorithm.type), and the command is `ppo`" in capsys.readouterr().err
 

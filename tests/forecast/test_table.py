@@ -46,7 +46,7 @@ def test_the_verdict_comes_first_and_the_changes_last(tmp_path):
     recipe, device, told = told_of(shape_folder(tmp_path, LLAMA_7B), "24GiB")
     changes, least = advise(recipe, device)
     lines = printed(told, changes, least).splitlines()
-    assert lines[0].startswith("accord ppo  does not fit in 24 GiB: peak ")
+    assert lines[0].startswith("ppo  does not fit in 24 GiB: peak ")
     assert lines[0].endswith(f"in {told.peak_phase}")
     assert next(i for i, line in enumerate(lines) if "KV cache" in line) < next(
         i for i, line in enumerate(lines) if line.startswith("Changes that make it fit")
@@ -62,7 +62,7 @@ def test_the_verdict_comes_first_and_the_changes_last(tmp_path):
 def test_one_that_fits_gets_no_advice(tmp_path):
     _, _, told = told_of(shape_folder(tmp_path, TINY), "8xA100-80GB")
     text = printed(told)
-    assert text.startswith("accord ppo  fits in 8xA100-80GB")
+    assert text.startswith("ppo  fits in 8xA100-80GB")
     assert "Changes" not in text and "No change" not in text
     assert "note: placement.type: local uses one of the 8 devices" in text
     assert verdict(told).startswith("fits in 8xA100-80GB (80 GiB each): peak")

@@ -107,7 +107,9 @@ def test_every_key_that_may_change_exists():
     keys = {("train", key) for key in accord.PPORecipe.model_fields["train"].annotation.model_fields}
     keys |= {("train", key) for key in accord.SFTRecipe.model_fields["train"].annotation.model_fields}
     keys |= {("critic", key) for key in accord.PPORecipe.model_fields["critic"].annotation.model_fields}
-    keys |= {("placement", "threads"), ("output",)}
+    keys |= {("placement", key) for key in accord.PPORecipe.model_fields["placement"].annotation.model_fields} | {
+        ("output",)
+    }
     keys |= {(key,) for key in accord.PPORecipe.model_fields}
     keys |= {("algorithm", key) for key in accord.PPORecipe.model_fields["algorithm"].annotation.model_fields}
     assert keys >= MAY_CHANGE

@@ -93,4 +93,4 @@ class PlacementConfig(Section):
     OMP_NUM_THREADS says."""
     allocator: Literal["fast", "lean"] = "fast"
     """Memory on CPU. `fast`: glibc's way, which keeps what tensors leave and cannot use all of it again. `lean`: tensors go back
-    to the system at once; up to half the memory, for more time in the system. See docs/forecast.md."""
+    to the system at once; up to half the memory, for half as much time again. See docs/forecast.md."""

@@ -163,7 +163,7 @@ def candidates(recipe: Recipe) -> Iterator[Change]:
     """Single changes that may save memory; not all can be made, and not all help."""
     train, model, placement = type(recipe.train).model_fields, type(recipe.model).model_fields, recipe.placement
     if "allocator" in type(placement).model_fields and placement.allocator != "lean":
-        yield _one("placement.allocator", "lean", 1.0, "some speed on CPU")
+        yield _one("placement.allocator", "lean", 2.1, "a third of the speed on CPU")
     tokens = recipe.train.micro_batch_tokens
     for halvings in range(1, 6):
         if tokens >> halvings >= 64:

@@ -19,6 +19,8 @@ MIB = 2**20
 PROCESS = 450 * MIB
 """What a process takes on CPU before a model is loaded: Python, torch, transformers, peft, datasets and the rest; measured
 (docs/forecast.md)."""
+RECORDING = 50 * MIB
+"""What a run with rollouts takes besides, once it has written some as parquet; measured likewise."""
 CONTEXT = 512 * MIB
 """What an accelerator's driver and its libraries take of it (an assumption, not measured here)."""
 FRAGMENTATION = 0.05
@@ -79,7 +81,8 @@ def forecast(recipe: Recipe, device: Device, longest: int | None = None) -> Fore
     work = workload(recipe, ranks, longest)
     held = residents(recipe)
     passes = Passes(recipe, held, work, device)
-    base = [Term("all", "process", PROCESS if device.cpu else CONTEXT)]
+    process = PROCESS + (RECORDING if work.rows else 0)
+    base = [Term("all", "process", process if device.cpu else CONTEXT)]
     here = held.offloaded if device.cpu else []
     weights = [*base, *held.weights, *here]
     steady = [*weights, *held.optimizer]

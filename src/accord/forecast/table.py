@@ -13,7 +13,7 @@ from accord.forecast.advice import Change
 from accord.forecast.memory import Forecast
 
 GIB = 2**30
-BAR = 8
+BAR = 6
 """Width of the bars below the sums."""
 ORDER = (
     "process",
@@ -72,7 +72,7 @@ def _sums(told: Forecast, phase: str) -> dict[str, int]:
 def render(told: Forecast, changes: Sequence[Change], least: Change | None, console: Console) -> None:
     """Print it all."""
     style = "bold green" if told.fits else "bold red"
-    console.print(Text.assemble(("accord ", "dim"), (told.kind, "bold"), "  ", (verdict(told), style)), soft_wrap=True)
+    console.print(Text.assemble((told.kind, "bold"), "  ", (verdict(told), style)), soft_wrap=True)
     for name, fact in told.facts.items():
         console.print(Text.assemble((f"  {name:<8}", "dim"), fact), soft_wrap=True)
     work = told.work
@@ -100,7 +100,7 @@ def render(told: Forecast, changes: Sequence[Change], least: Change | None, cons
 
 def _table(told: Forecast) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1))
-    table.add_column("role", style="dim")
+    table.add_column("role", style="dim", no_wrap=True)
     table.add_column("what", no_wrap=True)
     peak = told.peak_phase
     for phase in told.phases:
