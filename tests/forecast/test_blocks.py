@@ -113,5 +113,5 @@ def test_dora_keeps_what_the_base_gave_and_what_the_adapter_gave(dtype, folder_o
     real, told = measure(folder, dora), predicted(shape, dora, 2 if dtype == "bfloat16" else FLOAT)
     assert told.weight_grads == pytest.approx(real.left, rel=0.01)
     # The hooks also count an identity matrix for each layer, which is let go at once: much beside 256 tokens, not beside more.
-    assert 0.9 * real.saved < told.saved < real.saved
+    assert 0.88 * real.saved < told.saved < real.saved
     assert max(told.forward, told.backward) == pytest.approx(real.peak, rel=0.15)
