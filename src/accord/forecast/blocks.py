@@ -205,12 +205,14 @@ class Blocks:
         tape.add([wide], a, [wide], weight_grads=low.rank * matrix.inputs * item)
         b = tape.value(matrix.outputs, item, True, tokens)
         tape.add([a], b, [a], weight_grads=(low.parameters - low.rank * matrix.inputs) * item)
-        if low.dora:
-            whole = matrix.inputs * matrix.outputs * FLOAT
-            tape.add([], None, scratch=2 * whole)
-            b = tape.scaled(tape.sum(b, tape.cast(y, item)), weight_trains=True)
-            b = tape.sum(b, tape.unary(y))
-        return tape.cast(tape.sum(y, tape.unary(b)), y.item)
+        if not low.dora:
+            return tape.cast(tape.sum(y, tape.unary(b)), y.item)
+        # (m - 1) W x + m scale B A x, where m is a learnt number a row over the norm of W + B A: both factors of m are kept.
+        whole = (3 * matrix.inputs * matrix.outputs + matrix.inputs**2) * item
+        tape.add([], None, scratch=whole)
+        left, right = tape.like(b), tape.scaled(b, weight_trains=True)
+        tape.add([y], left, [y], scratch=left.size if y.item != item else 0)
+        return tape.cast(tape.sum(y, tape.sum(left, tape.unary(right))), y.item)
 
     def attention(self, number: int, layer: Layer, x: Value, prefix: str = "") -> Value:
         """Projections, rotation, attention, output projection."""
