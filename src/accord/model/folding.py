@@ -64,7 +64,9 @@ def folded(layers: list[LoraLayer], adapter: str, seed: int) -> Iterator[None]:
             weight, linear = _weight(layer), cast(Any, layer)
             with torch.no_grad():
                 exact = weight.float() + linear.get_delta_weight(adapter).float()
-                stands_in = exact if weight.dtype == torch.float32 else round_either_way(exact, seed + number)
+                stands_in = (
+                    exact if weight.dtype == torch.float32 else round_either_way(exact, seed * len(layers) + number)
+                )
             aside.append((weight, weight.data))
             weight.data = stands_in
         yield
