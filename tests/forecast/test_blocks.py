@@ -68,14 +68,23 @@ def predicted(shape: Architecture, lora: LoraConfig | None, item: int, trains: b
     """A policy's pass over `LENGTHS`, the second half of each sequence learnt, written down by hand."""
     adapter = learning_adapter(lora, shape) if lora else None
     tape = Tape(sum(LENGTHS), trains)
-    how = Pass(item, trains_base=trains and not lora, low=adapter.low if adapter else {}, longest=max(LENGTHS))
+    low = adapter.low if adapter else {}
+    how = Pass(
+        item,
+        trains_base=trains and not lora,
+        low=low,
+        longest=max(LENGTHS),
+        thin=lora and shape.family != "gpt2",
+        own_backward=item == 2,
+    )
     hidden = Blocks(shape, tape, how).trunk()
     targets = sum(LENGTHS) // 2
     weight = shape.vocabulary * shape.embedding * item if how.trains_base else 0
     tile = targets * shape.vocabulary * FLOAT
     picked, out = tape.value(shape.embedding, item, hidden.grad, targets), tape.value(1, FLOAT, trains, targets)
     tape.add([hidden], picked)
-    tape.add([picked, hidden], out, [picked], weight_grads=weight, scratch=2 * tile, backward_scratch=4 * tile + weight)
+    forward, backward = 2 * tile + tile * item // FLOAT, 0 if lora else 5 * tile + weight
+    tape.add([picked, hidden], out, [picked], weight_grads=weight, scratch=forward, backward_scratch=backward)
     return replay(tape)
 
 
@@ -88,7 +97,7 @@ def test_the_tape_counts_what_autograd_keeps(family, dtype, lora, folder_of):
     item = 2 if lora and dtype == "bfloat16" else FLOAT
     adapter = LORA if lora else None
     told, frozen = predicted(shape, adapter, item), predicted(shape, adapter, item, trains=False)
-    bounds = ROUGH if family == "mixtral" else EXACT
+    bounds = {"mixtral": ROUGH, "cohere": EXACT | {"frozen": 0.35}}.get(family, EXACT)
     assert told.weight_grads == pytest.approx(real.left, rel=0.01)
     assert told.saved == pytest.approx(real.saved, rel=bounds["saved"])
     assert max(told.forward, told.backward) == pytest.approx(real.peak, rel=bounds["peak"])

@@ -116,7 +116,7 @@ def architecture_of(folder):
 
 def test_what_cannot_be_is_refused(tmp_path):
     folder = shape_folder(tmp_path / "tiny", TINY)
-    with pytest.raises(ConfigError, match="a quantised base cannot learn"):
+    with pytest.raises(ConfigError, match="freezes the weights, and `adapter: null` trains them"):
         residents(recipe_of("sft", folder, adapter=None, model={"quantize": "nf4"}))
     with pytest.raises(ModelError, match=r"no model at .*tinny; did you mean .*tiny\?"):
         residents(recipe_of("sft", str(tmp_path / "tinny")))

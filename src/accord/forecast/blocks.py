@@ -51,6 +51,8 @@ class Pass:
     """Bits of a quantised base; 0: none."""
     thin: bool = False
     """Whether low-rank adapters compute in the base's type, added to its result in place."""
+    own_backward: bool = False
+    """Whether attention's backward is ours, which computes the result and its sums again (see `ops.attention`)."""
 
 
 class Blocks:
@@ -275,7 +277,8 @@ class Blocks:
         return whole
 
     def _segments(self, layer: Layer, q: Value, k: Value, v: Value, whole: Value | None) -> Value:
-        """Scaled-dot-product attention, one sequence at a time; flash kernels keep q, k, v, the result and a sum a head."""
+        """Scaled-dot-product attention, one sequence at a time; flash kernels keep q, k, v, the result and a sum a head, ours the
+        first three."""
         tape = self.tape
         width = layer.heads * layer.head_dim
         out = tape.value(width, q.item, q.grad or k.grad or v.grad)
@@ -283,7 +286,11 @@ class Blocks:
         own = [part for part in (q, k, v) if part.size] + ([whole] if whole is not None else [])
         tape.add([], sums)
         masks = self._masks(layer, q.item)
-        tape.add([q, k, v, *([whole] if whole is not None else []), sums], out, [*own, out, sums, *masks])
+        tape.add(
+            [q, k, v, *([whole] if whole is not None else []), sums],
+            out,
+            own if self.how.own_backward else [*own, out, sums, *masks],
+        )
         joined = tape.like(out)
         tape.add([out], joined)
         flat = tape.like(out)

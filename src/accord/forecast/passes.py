@@ -15,6 +15,8 @@ from accord.forecast.workload import DROPOUT, ENTROPIES, Workload
 
 TILE_ELEMENTS = 1 << 23
 """As in `accord.ops.logprobs`, which imports torch; a test compares them."""
+OWN_BACKWARD = 512
+"""Most keys for which `ops.attention` has a backward pass of its own, on CPU in 16 bits."""
 CACHE_SHARE = 4
 """As in `accord.rollout.budget`: an engine that chooses its rows takes one part in so many of the device for its cache."""
 FOLDING_PAYS, FOLDED_SHARE = 64, 8
@@ -217,6 +219,7 @@ class Passes:
             inputs_learn=trains and adapter is not None and bool(adapter.virtual or adapter.prefix),
             quantized=learner.quantized,
             thin=self._thin(learner, drops),
+            own_backward=self.device.cpu and learner.item == 2 and longest + virtual <= OWN_BACKWARD,
         )
         blocks = Blocks(shape, tape, how)
         hidden = blocks.trunk()
@@ -224,11 +227,11 @@ class Passes:
         return tape
 
     def _thin(self, learner: Learner, drops: bool) -> bool:
-        """Whether LoRA computes in the base's type: `adapter.dtype`, where recipes have that key."""
+        """Whether LoRA computes in the base's type: `adapter.dtype`; GPT-2's transposed layers keep peft's."""
         config = self.recipe.adapter
         wanted = getattr(config, "method", "") == "lora" and getattr(config, "dtype", "float32") == "auto"
         acts = drops and float(getattr(config, "dropout", 0.0)) > 0
-        return wanted and not acts and not learner.quantized
+        return wanted and not acts and not learner.quantized and learner.shape.family != "gpt2"
 
     def _head(self, learner: Learner, tape: Tape, hidden: Value, targets: int, learning: bool) -> None:
         """Log-probabilities of the targets in tiles, or a head's numbers."""

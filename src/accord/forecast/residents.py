@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from accord.config import Recipe
-from accord.errors import ConfigError
 from accord.forecast.learning import Adapter, largest_matrix, learning_adapter, optimizer_bytes
 from accord.forecast.models import Found, find_model
 from accord.forecast.shapes import Architecture
@@ -117,8 +116,6 @@ class _Plan:
         self.shape = self.base.shape
         self.quantize = quantization(recipe)
         self.full = recipe.adapter is None
-        if self.full and self.quantize != "none":
-            raise ConfigError("a quantised base cannot learn: model.quantize goes with an adapter")
         self.item = item_of(recipe.model.dtype, self.shape, trained=self.full)
         self.adapter = None if self.full else learning_adapter(recipe.adapter, self.shape)
         self.bits = {"int8": 8, "nf4": 4}.get(self.quantize, 0)

@@ -131,11 +131,12 @@ class _Tile:
     Args:
         vocabulary: V.
         device: of the logits.
+        count: K, the most rows that will come.
     """
 
-    def __init__(self, vocabulary: int, device: torch.device) -> None:
+    def __init__(self, vocabulary: int, device: torch.device, count: int) -> None:
         at_once = BLOCK_ELEMENTS * torch.get_num_threads() if device.type == "cpu" else TILE_ELEMENTS
-        self.rows = max(1, min(at_once, TILE_ELEMENTS) // vocabulary)
+        self.rows = max(1, min(min(at_once, TILE_ELEMENTS) // vocabulary, count))
         self._logits = torch.empty(self.rows, vocabulary, device=device)
         self._log_p = torch.empty_like(self._logits)
 
@@ -167,7 +168,7 @@ class _TokenLogprobs(torch.autograd.Function):
         logprobs_K = torch.empty(len(targets_K), dtype=torch.float32, device=hidden_KH.device)
         entropies_K = torch.zeros_like(logprobs_K)
         slopes_KH = torch.empty_like(hidden_KH) if at_once else None
-        tile = _Tile(len(weight_VH), hidden_KH.device)
+        tile = _Tile(len(weight_VH), hidden_KH.device, len(hidden_KH))
         for rows in tiles(len(targets_K), len(weight_VH)):
             logits = functional.linear(hidden_KH[rows].to(weight_VH.dtype), weight_VH, bias_V)
             targets, logprobs, entropies = targets_K[rows, None], logprobs_K[rows], entropies_K[rows]
@@ -197,7 +198,7 @@ class _TokenLogprobs(torch.autograd.Function):
             grad = None if factor_K is None else (slopes_KH * factor_K[:, None]).to(hidden_KH.dtype)
             return grad, None, None, None, None, None, None
         sums = LinearGradients(hidden_KH, weight_VH, bias_V, ctx.needs_input_grad)
-        tile = _Tile(len(weight_VH), hidden_KH.device)
+        tile = _Tile(len(weight_VH), hidden_KH.device, len(hidden_KH))
         for rows in tiles(len(targets_K), len(weight_VH)):
             logits = functional.linear(hidden_KH[rows].to(weight_VH.dtype), weight_VH, bias_V)
             for block, log_p in tile.blocks(logits, ctx.temperature):
