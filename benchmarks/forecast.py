@@ -221,9 +221,11 @@ def measure(name: str, words: list[str], folder: Path, allocator: str) -> dict[s
     }
 
 
-def forecast_again(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+def forecast_again(row: dict[str, Any], folder: Path, smollm2: Path | None) -> dict[str, Any]:
     """A measured row with what the forecast says of it now."""
-    told = forecast(row["command"].removeprefix("accord ").replace("FOLDER", str(folder)).split())
+    told = forecast(
+        row["command"].removeprefix("accord ").replace("FOLDER", str(folder)).replace("SMOLLM2", str(smollm2)).split()
+    )
     return {**row, **_said(told, row["measured_gib"])}
 
 
@@ -275,7 +277,7 @@ def main() -> None:
         return
     if options.again:
         content = json.loads(options.output.read_text())
-        content["rows"] = [forecast_again(row, folder) for row in content["rows"]]
+        content["rows"] = [forecast_again(row, folder, options.smollm2) for row in content["rows"]]
         write(content, options.output)
         return
     (folder / "models").mkdir(parents=True, exist_ok=True)
@@ -295,6 +297,7 @@ def main() -> None:
             continue
         for allocator in options.allocator:
             row = measure(name, words, folder, allocator)
+            row["command"] = row["command"].replace(str(options.smollm2 and options.smollm2.resolve()), "SMOLLM2")
             print(table([row]).splitlines()[2], flush=True)
             others = [r for r in content["rows"] if (r["recipe"], r["allocator"]) != (name, allocator)]
             order = [*RECIPES, *QUANTIZED]
