@@ -172,7 +172,7 @@ def test_it_makes_the_rewarded_likelier(method, seed, full, base, tmp_path: Path
         | {"epochs": 2, "minibatches": 2}
         | METHODS[method],
         "train": {
-            "iterations": 22,
+            "iterations": 32 if method in ("remax", "online_ipo") else 22,
             "batch_size": 40,
             "learning_rate": 0.01 if full else 0.05,
             "checkpoint_every": 0,
@@ -198,7 +198,7 @@ def test_ptx_keeps_a_text_while_the_rewarded_becomes_likelier(seed, full, base, 
         "algorithm": {"kl": {"coef": 0.001, "target": None}, "epochs": 2, "minibatches": 2},
         "ptx": {"data": {"path": write_rows(tmp_path / "text.jsonl", rows)}, "coef": 0.5, "batch_size": 4},
         "train": {
-            "iterations": 22,
+            "iterations": 32 if method in ("remax", "online_ipo") else 22,
             "batch_size": 40,
             "learning_rate": 0.01 if full else 0.05,
             "checkpoint_every": 0,
