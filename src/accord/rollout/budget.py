@@ -30,7 +30,9 @@ def row_bytes(trunk: nn.Module) -> int:
     recurrent states, are counted like the others."""
     config: Any = trunk.config
     text = config.get_text_config(decoder=True)
-    heads = getattr(text, "num_attention_heads", None) or 1  # none in Mamba, whose states are counted as one head's keys
+    heads = (
+        getattr(text, "num_attention_heads", None) or 1
+    )  # none in Mamba, whose states are counted as one head's keys
     keyed = getattr(text, "num_key_value_heads", None) or heads
     size = getattr(text, "head_dim", None) or text.hidden_size // heads
     values = int(text.num_hidden_layers * 2 * keyed * size)
