@@ -11,13 +11,15 @@ from typing import Any
 
 import peft
 import torch
+from contest.output_layer import read_contiguously
 from contest.tasks import Task, load_task
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def load(model: str) -> tuple[Any, Any]:
     """Base model (bfloat16) and tokenizer."""
-    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16), AutoTokenizer.from_pretrained(model)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    return read_contiguously(base), AutoTokenizer.from_pretrained(model)
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ import datasets
 import peft
 import torch
 from contest import settings
+from contest.output_layer import read_contiguously
 from contest.tasks import Task, load_task
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -30,7 +31,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     """Train as the job says; returns curve and seconds, and leaves the adapter in the job's folder."""
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     task = load_task(job["task"], tokenizer, Path(job["data"]))
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.bfloat16)
+    model = read_contiguously(AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.bfloat16))
     model.config.use_cache = True
     lora = peft.LoraConfig(
         r=settings.LORA["r"], lora_alpha=settings.LORA["alpha"], target_modules="all-linear", task_type="CAUSAL_LM"

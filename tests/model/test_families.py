@@ -10,6 +10,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -237,6 +238,30 @@ def test_image_towers_and_fused_layers_get_no_adapter(model_folder, make_roles) 
         names = list(roles.trainable("policy"))
         assert any(taken in name for name in names), family
         assert not any(left_out in name or "lm_head" in name for name in names), family
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_experts_and_router_are_adapted_at_one_scale(family: str, model_folder, make_roles, recwarn) -> None:
+    roles = make_roles(model_folder(family), LoraConfig(r=2, alpha=6))
+    roles.add_policy()
+    layers = {
+        name.removeprefix("base_model.model."): module
+        for name, module in roles.adapters.wrapped.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    ranks = {name: module.r["policy"] for name, module in layers.items() if name.startswith("model.layers.0.mlp")}
+    assert ranks == {
+        "model.layers.0.mlp.gate": 2,
+        "model.layers.0.mlp.experts": 2,  # down
+        "model.layers.0.mlp.experts.base_layer": 4,  # gate and up, one weight
+    }
+    assert {module.scaling["policy"] for module in layers.values()} == {3.0}
+    assert not [one for one in recwarn if "pattern keys" in str(one.message)]
+    experts = [name for name, _ in roles.trainable("policy").items() if "experts" in name]
+    only = make_roles(model_folder(family), LoraConfig(r=2, targets=["q_proj", "v_proj"]))
+    only.add_policy()
+    assert experts
+    assert not [name for name in only.trainable("policy") if "experts" in name or "gate" in name]
 
 
 @pytest.mark.parametrize(

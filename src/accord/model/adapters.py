@@ -342,7 +342,8 @@ EXPECTED = (
     "You are trying to modify a model with PEFT for a second time",  # every adapter after the first
     "fan_in_fan_out is set to",  # GPT-2's transposed layers, which peft then treats as they are
     r"Adapter '.*': \d+ LoRA tensor\(s\) have invalid shape",  # a matrix that AdaLoRA left no rank
-    "The following rank_pattern keys did not match",  # peft compares AdaLoRA's names as if they were LoRA's
+    # peft compares AdaLoRA's names, and those of stacked experts, as if they were LoRA's modules; both ranks do apply
+    "The following (rank|alpha)_pattern keys did not match",
 )
 
 
