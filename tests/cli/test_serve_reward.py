@@ -61,6 +61,7 @@ def test_it_serves_until_it_is_told_to_stop(tmp_path: Path):
     [
         (["--reward", "none.py:f"], "none.py does not exist"),
         (["--reward", "{length: 5}"], "a server gets texts: give it `unit: words`"),
+        (["--reward", "{model: some/model, process: min}"], "a process reward model reads the steps"),
         (["--reward", "{lenth: 5}"], "unknown key `reward.0.lenth`: did you mean `length`?"),
         (["--reward", "{regex: a}", "--key", "NO_SUCH_KEY"], "environment variable NO_SUCH_KEY (--key) is not set"),
         (["--reward", "{regex: a}", "--max-batch", "0"], "--max-batch must be 1 or more"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,13 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from accord.config import RewardTerm
+from accord.config import ModelConfig, RewardTerm
+from accord.data import Encoder, stop_ids
 from accord.errors import ConfigError, RewardError
-from accord.recipes.rewards import LIGHT, check_columns, mixed_of_texts, open_light
+from accord.model.roles import Roles
+from accord.model.score_facts import ScoreFacts, write_facts
+from accord.model.scorer import Scorer
+from accord.recipes.rewards import LIGHT, add_rewards, check_columns, mixed, mixed_of_texts, open_light
 from accord.training.metrics import describe
 from accord.types import Rollout
 from recipes.tiny_runs import run, same_weights, timeless, write_rows
@@ -107,17 +113,40 @@ def test_an_http_reward_gives_what_the_function_gives_bit_for_bit(base, tmp_path
     assert here.metrics[0]["env/reward/brevity"] == there.metrics[0]["env/reward/brevity"]
 
 
-def test_a_reward_model_reads_texts_as_it_reads_tokens(base, reward_adapter, reward_classifier, tmp_path: Path):
+def both_ways(base, *terms: RewardTerm) -> tuple[list[float], list[float]]:
+    """Scores of texts that ended: inside a run, by the policy's tokens; and as a server reads them."""
+    roles = Roles(ModelConfig(path=str(base)), None, CPU)
+    add_rewards(terms, roles)
+    encoder = Encoder(roles.tokenizer, stop_ids(roles.tokenizer, None))
+    texts = [("the film was", " good"), ("it was", " long and a bit slow"), ("a", " b")]
+    rollouts = []
+    for prompt, response in texts:
+        ids, whole = encoder.encode_prompt(prompt), tuple(roles.tokenizer(prompt + response).input_ids)
+        assert whole[: len(ids)] == tuple(ids)
+        rollouts.append(Rollout(ids, (*whole[len(ids) :], roles.tokenizer.eos_token_id), (), "stop", prompt, response))
+    inside = mixed(terms, {}, Scorer(roles, 4096, 1.0), CPU).score(rollouts)
+    served = mixed_of_texts(terms, CPU).score([replace(one, prompt_ids=(), response_ids=()) for one in rollouts])
+    return [one.score for one in inside], [one.score for one in served]
+
+
+def test_a_reward_model_reads_texts_as_it_reads_tokens(base, reward_adapter, reward_classifier):
     """What `accord serve-reward` answers for a text that ended is what the model says inside a run."""
     for path in (reward_adapter, reward_classifier):
-        done = run(
-            "ppo", base, tmp_path / path.parent.parent.name, {"reward": str(path), "rollout": {"max_new_tokens": 20}}
-        )
-        texts = mixed_of_texts([RewardTerm(model=str(path))], CPU)
-        finished = [row for row in scored(done) if row["finish_reason"] == "stop"]
-        again = texts.score([Rollout((), (), (), "stop", row["prompt"], row["response"]) for row in finished])
-        for row, rollout in zip(finished, again, strict=True):
-            assert rollout.score == pytest.approx(row["score"], abs=1e-4)
+        inside, served = both_ways(base, RewardTerm(model=str(path)))
+        assert served == pytest.approx(inside, abs=1e-5)
+        assert max(inside) - min(inside) > 1e-3
+
+
+def test_served_models_are_normalised_and_combined_as_in_a_run(base, reward_adapter, reward_classifier, tmp_path: Path):
+    models = []
+    for number, path in enumerate((reward_adapter, reward_classifier)):
+        models.append(str(shutil.copytree(path, tmp_path / str(number))))
+        write_facts(Path(models[-1]), ScoreFacts(mean=0.5 + number, std=0.25))
+    term: dict[str, Any] = {"models": models, "combine": "uwo", "coef": 2.0}
+    inside, served = both_ways(base, RewardTerm(**term))
+    assert served == pytest.approx(inside, abs=1e-3)
+    raw, _ = both_ways(base, RewardTerm(**term, normalized=False))
+    assert all(abs(a - b) > 0.5 for a, b in zip(raw, inside, strict=True))
 
 
 def test_every_light_kind_can_be_made(tmp_path: Path):

@@ -214,11 +214,12 @@ class ServedRewards(Section):
     def _can_be_served(self) -> Self:
         refuse_same_labels(self.reward)
         for term in self.reward:
-            if term.models or term.process is not None:
+            if term.process is not None:
                 raise ValueError(
-                    f"reward {term.label}: ensembles and process reward models cannot be served yet; serve one model of answers"
+                    f"reward {term.label}: a process reward model reads the steps of the policy's own tokens, and a server gets "
+                    "texts: give it to the recipe itself, or serve models of whole answers"
                 )
-            if term.reads_tokens and term.model is None:
+            if term.reads_tokens and not term.paths:
                 raise ValueError(
                     f"reward {term.label} counts the policy's tokens, and a server gets texts: give it `unit: words`"
                 )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from accord.config import RewardTerm
+import torch
+
+from accord.config import ClassifierConfig, RewardTerm
 from accord.errors import ModelError
 from accord.model.classifiers import refuse_classes
 from accord.model.loading import locate
 from accord.model.score_facts import FILE, ScoreFacts, read_facts
 from accord.model.scorer import Scorer
-from accord.rewards import EnsembleReward, ModelReward, ProcessReward, RewardSource
+from accord.rewards import ClassifierReward, EnsembleReward, ModelReward, ProcessReward, RewardSource
 
 
 def score_facts(term: RewardTerm) -> list[ScoreFacts]:
@@ -46,16 +48,35 @@ def _fitting(term: RewardTerm, path: str, stored: ScoreFacts | None) -> ScoreFac
 
 
 def model_source(term: RewardTerm, facts: Sequence[ScoreFacts], scorer: Scorer) -> RewardSource:
-    """The term's source; its roles are there already, one for each of its models."""
+    """The term's source, over token ids of the policy; its roles are there already, one for each of its models."""
 
-    def one(role: str, label: str, fact: ScoreFacts) -> RewardSource:
+    def one(number: int, label: str) -> RewardSource:
+        role, fact = term.roles[number], facts[number]
         if term.process is None:
             return ModelReward(scorer, role, label, fact)
         assert fact.step is not None
         return ProcessReward(scorer, role, label, scorer.roles.tokenizer, fact.step, term.process)
 
+    return _as_one(term, one)
+
+
+def text_source(term: RewardTerm, facts: Sequence[ScoreFacts], device: torch.device) -> RewardSource:
+    """The term's source, over texts from anywhere: each of its models, of answers, reads them with its own tokenizer."""
+
+    def one(number: int, label: str) -> RewardSource:
+        return ClassifierReward(as_classifier(term.paths[number]), label, device, add_eos=True, facts=facts[number])
+
+    return _as_one(term, one)
+
+
+def as_classifier(model: str) -> ClassifierConfig:
+    """How a reward model is read as a text classifier."""
+    return ClassifierConfig(model=model, of="prompt_response", value="logit", too_long="error")
+
+
+def _as_one(term: RewardTerm, one: Callable[[int, str], RewardSource]) -> RewardSource:
+    """The term's only model, or the ensemble of all. `one` takes a model's number and the label it goes by."""
     if term.model is not None:
-        return one(term.roles[0], term.label, facts[0])
-    labels = [f"{term.label}/{number}" for number, _ in enumerate(term.models, 1)]
-    members = [one(role, label, fact) for role, label, fact in zip(term.roles, labels, facts, strict=True)]
+        return one(0, term.label)
+    members = [one(number, f"{term.label}/{number + 1}") for number, _ in enumerate(term.models)]
     return EnsembleReward(members, term.label, term.combine, term.coef)

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from accord.config import ClassifierConfig, RewardTerm
+from accord.config import RewardTerm
 from accord.errors import ConfigError
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
 from accord.recipes.build import check_tokenizer
-from accord.recipes.reward_models import model_source, score_facts
+from accord.recipes.reward_models import as_classifier, model_source, score_facts, text_source
 from accord.rewards import (
     ClassifierReward,
     CodeReward,
@@ -114,19 +114,14 @@ def mixed_of_texts(terms: Sequence[RewardTerm], device: torch.device) -> MixedRe
         ConfigError, ModelError, RewardError: a source cannot be used.
     """
     light = open_light(terms)
-    for term in terms:
-        if term.model is not None:
-            check_classifier(_as_classifier(term.model))
+    for path in (path for term in terms for path in term.paths):
+        check_classifier(as_classifier(path))
 
     def source(term: RewardTerm) -> RewardSource:
-        if term.model is not None:
-            return ClassifierReward(_as_classifier(term.model), term.label, device, add_eos=True)
+        if term.paths:
+            return text_source(term, score_facts(term), device)
         if term.classifier is not None:
             return ClassifierReward(term.classifier, term.label, device)
         return light[term.label]
 
     return MixedReward([(source(term), term.weight) for term in terms])
-
-
-def _as_classifier(model: str) -> ClassifierConfig:
-    return ClassifierConfig(model=model, of="prompt_response", value="logit", too_long="error")

@@ -16,6 +16,7 @@ from accord.errors import ConfigError, ModelError, RewardError
 from accord.model.classifiers import ClassFacts, head_rows, load_for_adapter, read_labels
 from accord.model.loading import Location, distinct_padding, is_scorer, locate, quiet_progress, read_config
 from accord.model.merging import has_virtual_tokens
+from accord.model.score_facts import ScoreFacts
 from accord.rewards.protocol import Counts, checked_scores, describe
 from accord.types import Rollout
 
@@ -28,13 +29,22 @@ class ClassifierReward:
         label: name in metrics and errors.
         device: where the classifier runs.
         add_eos: end each text with the tokenizer's EOS, as Accord's own reward models are trained.
+        facts: with the mean and standard deviation to normalise by, if scores are to be normalised.
 
     Raises:
         ModelError, ConfigError: see `check_classifier`.
     """
 
-    def __init__(self, config: ClassifierConfig, label: str, device: torch.device, add_eos: bool = False) -> None:
+    def __init__(
+        self,
+        config: ClassifierConfig,
+        label: str,
+        device: torch.device,
+        add_eos: bool = False,
+        facts: ScoreFacts | None = None,
+    ) -> None:
         self.config, self.label, self.device, self.add_eos = config, label, device, add_eos
+        self.facts = facts or ScoreFacts()
         self._index = check_classifier(config)
         location = locate(config.model)
         self._tokenizer = _load_tokenizer(location)
@@ -59,7 +69,7 @@ class ClassifierReward:
         for start in range(0, len(order), self._batch_size):
             members = order[start : start + self._batch_size]
             scores[members] = self._values([ids[i] for i in members])
-        return checked_scores(self.label, scores, rollouts)
+        return checked_scores(self.label, [self.facts.normalize(score) for score in scores.tolist()], rollouts)
 
     def take_counts(self) -> dict[str, int]:
         """See `CountingSource`."""
