@@ -129,8 +129,12 @@ class Bench:
     def _judge_base(self, best_of: int) -> None:
         path = self.asked.output / f"base-{GUIDE_TASK}-{best_of}.json"
         if not path.is_file():
-            words = [str(self.asked.model), str(self.asked.data), GUIDE_TASK, "-", str(path), str(best_of)]
-            subprocess.run([sys.executable, "-m", "contest.judge", *words], env=_environment(None), check=True)
+            judged = self._judged(GUIDE_TASK, "-", str(best_of), f"held_out={path}")
+            subprocess.run(judged, env=_environment(None), check=True)
+
+    def _judged(self, task: str, *words: str) -> list[str]:
+        """The command that judges."""
+        return [sys.executable, "-m", "contest.judge", str(self.asked.model), str(self.asked.data), task, *words]
 
     def _result(self, job: dict[str, Any]) -> dict[str, Any] | None:
         path = Path(job["folder"]) / "result.json"
@@ -155,18 +159,9 @@ class Bench:
                 [sys.executable, "-m", module, str(folder / "job.json")], env=environment, stdout=log, stderr=log
             )
             if done.returncode == 0:
-                for prompts in ("train", "held_out"):
-                    words = [str(self.asked.model), str(self.asked.data), job["task"], str(folder / "model")]
-                    judged = [
-                        sys.executable,
-                        "-m",
-                        "contest.judge",
-                        *words,
-                        str(folder / f"{prompts}.json"),
-                        "1",
-                        prompts,
-                    ]
-                    subprocess.run(judged, env=_environment(None), stdout=log, stderr=log, check=True)
+                files = [f"{prompts}={folder / prompts}.json" for prompts in ("train", "held_out")]
+                judged = self._judged(job["task"], str(folder / "model"), "1", *files)
+                subprocess.run(judged, env=_environment(None), stdout=log, stderr=log, check=True)
         if done.returncode:
             print(f"FAILED {job['name']}: see {folder / 'log.txt'}", flush=True)
             return

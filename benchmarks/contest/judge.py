@@ -24,25 +24,21 @@ def load(model: str) -> tuple[Any, Any]:
 
 @torch.no_grad()
 def judge(
-    model: str, adapter: Path | None, task: Task, samples: int | None = None, best_of: int = 1, kl: bool = True
+    policy: Any, tokenizer: Any, adapter: Path | None, task: Task, best_of: int = 1, kl: bool = True
 ) -> dict[str, Any]:
     """Mean score at temperature 1 and KL to the base in nats a response (k1 on the same samples).
 
     Args:
-        model: the base.
-        adapter: a PEFT folder; `None` judges the base.
+        policy: the base with the adapter, or the base alone.
+        tokenizer: its own.
+        adapter: where the adapter came from; `None` judges the base.
         task: prompts and reward.
-        samples: responses to each prompt; the task's own number if not given.
         best_of: of so many responses each, the best counts (its KL is not measured).
         kl: whether to measure it.
     """
-    base, tokenizer = load(model)
-    policy = base if adapter is None else peft.PeftModel.from_pretrained(base, str(adapter))
-    policy.eval()
     torch.manual_seed(12345)
-    samples = samples or task.samples
     asked = _asked(adapter)
-    prompts = [prompt for prompt in task.held_out for _ in range(samples * best_of)]
+    prompts = [prompt for prompt in task.held_out for _ in range(task.samples * best_of)]
     scores: list[float] = []
     divergences: list[float] = []
     texts: list[str] = []
@@ -120,15 +116,21 @@ def _divergence(
 
 
 def main() -> None:
-    """python -m contest.judge MODEL DATA TASK ADAPTER|- OUTPUT.json BEST_OF [train|held_out]"""
+    """python -m contest.judge MODEL DATA TASK ADAPTER|- BEST_OF train|held_out=OUTPUT.json ..."""
     torch.set_num_threads(1)
-    model, data, name, adapter, output, best_of = sys.argv[1:7]
-    task = load_task(name, AutoTokenizer.from_pretrained(model), Path(data))
-    choosing = sys.argv[7:] == ["train"]
-    if choosing:  # as many prompts as are held out, and half the responses: this only chooses the rate
-        task = replace(task, held_out=task.train[: len(task.held_out)], samples=task.samples // 2)
-    found = judge(model, None if adapter == "-" else Path(adapter), task, best_of=int(best_of), kl=not choosing)
-    Path(output).write_text(json.dumps(found))
+    model, data, name, adapter, best_of, *wanted = sys.argv[1:]
+    base, tokenizer = load(model)
+    policy = base if adapter == "-" else peft.PeftModel.from_pretrained(base, adapter)
+    policy.eval()
+    held_out = load_task(name, tokenizer, Path(data))
+    # As many prompts as are held out, and half the responses: this only chooses the rate.
+    train = replace(held_out, held_out=held_out.train[: len(held_out.held_out)], samples=held_out.samples // 2)
+    for one in wanted:
+        prompts, _, output = one.partition("=")
+        task = {"train": train, "held_out": held_out}[prompts]
+        folder = None if adapter == "-" else Path(adapter)
+        found = judge(policy, tokenizer, folder, task, int(best_of), kl=prompts == "held_out")
+        Path(output).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
