@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from output_layer import read_contiguously
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
@@ -47,7 +48,7 @@ def main(model: str, what: str, argument: str, threads: int, cpu: bool) -> None:
     roles = Roles(ModelConfig(path=model, dtype="bfloat16"), LoraConfig(r=16), torch.device("cpu"))
     roles.add_policy()
     roles.add_reference(ReferenceConfig())
-    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
+    plain = read_contiguously(AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval())
     if what == "steps":
         found = steps(roles, plain, int(argument), clock)
     elif what == "whole":

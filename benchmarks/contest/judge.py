@@ -11,8 +11,8 @@ from typing import Any
 
 import peft
 import torch
-from contest.output_layer import read_contiguously
 from contest.tasks import Task, load_task
+from output_layer import read_contiguously
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 

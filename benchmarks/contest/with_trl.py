@@ -19,8 +19,8 @@ import datasets
 import peft
 import torch
 from contest import settings
-from contest.output_layer import read_contiguously
 from contest.tasks import Task, load_task
+from output_layer import read_contiguously
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from contest_speed.serve import Facts, serve
+from output_layer import read_contiguously
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -84,11 +85,15 @@ def decoding(job: Facts) -> Unit:
 
 
 def generate(job: Facts) -> Unit:
-    """`transformers.generate` in batches, padded on the left; tokens after EOS do not count."""
+    """`transformers.generate` in batches, padded on the left; tokens after EOS do not count.
+
+    As it is, or (`contiguous`) without what torch on CPU does with slices; see `output_layer.py`."""
     tokenizer = AutoTokenizer.from_pretrained(job["model"], padding_side="left")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model: Any = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.bfloat16).eval()
+    if job.get("contiguous"):
+        read_contiguously(model)
     size = job["size"]
     lines = (Path(job["work"]) / "requests.jsonl").read_text().splitlines()
     prompts = [json.loads(line)["prompt"] for line in lines]

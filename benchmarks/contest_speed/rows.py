@@ -82,7 +82,8 @@ ROWS: tuple[Row, ...] = (
         "tokens",
         (
             _ours("generation", fixed=False),
-            Side("generate", "limits", {"what": "generate"}),
+            Side("generate", "limits", {"what": "generate", "contiguous": True}),
+            Side("generate, as it is", "limits", {"what": "generate"}),
             Side("vllm", "with_vllm", {}, "vllm"),
         ),
         {"generate": 3, "vllm": 1},

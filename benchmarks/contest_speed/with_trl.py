@@ -18,6 +18,7 @@ import torch
 from contest_speed.rewards import vowels
 from contest_speed.serve import Facts, Turns
 from contest_speed.settings import LORA, RATE
+from output_layer import read_contiguously
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
@@ -70,7 +71,7 @@ def common(job: Facts) -> dict[str, Any]:
 def base(job: Facts) -> tuple[Any, Any]:
     """Model in bfloat16 and tokenizer."""
     path = job.get("base", job["model"])
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+    model = read_contiguously(AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16))
     model.config.use_cache = True
     return model, AutoTokenizer.from_pretrained(path)
 
