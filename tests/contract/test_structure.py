@@ -6,6 +6,7 @@ import ast
 
 import pytest
 
+from accord.algorithms import ALGORITHMS
 from contract.sources import ROOT, Function, modules, own_imports, public_definitions
 
 ORDER = (
@@ -194,7 +195,7 @@ def test_no_drawer_for_odds_and_ends():
 
 def test_algorithms_share_functions_and_not_ancestors():
     """No algorithm inherits from another, and the loop names none."""
-    names = {"SFT", "PPO", "RewardModelling"}
+    names = {algorithm.__name__ for algorithm in ALGORITHMS.values()} | {"ProcessRewardModelling"}
     for path in [path for path in modules() if path.startswith("algorithms/")]:
         bases = {
             ast.unparse(base) for node in modules()[path].body if isinstance(node, ast.ClassDef) for base in node.bases
@@ -203,7 +204,7 @@ def test_algorithms_share_functions_and_not_ancestors():
     loop = modules()["training/loop.py"]
     assert not names & {node.id for node in ast.walk(loop) if isinstance(node, ast.Name)}
     constants = {node.value for node in ast.walk(loop) if isinstance(node, ast.Constant)}
-    assert not {"sft", "reward", "ppo"} & constants
+    assert not set(ALGORITHMS) & constants
 
 
 def _losses() -> list[tuple[str, Function]]:

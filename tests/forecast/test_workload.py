@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from accord.batch import TokenBatch
-from accord.forecast.workload import micro_batches, workload
+from accord.forecast.workload import DROPOUT, micro_batches, workload
 from forecast.recipes import TINY, recipe_of, shape_folder
 
 
@@ -22,6 +22,12 @@ def test_micro_batches_are_those_of_a_batch(sequences, longest, unit, limit):
     batch = TokenBatch.from_sequences(ids, [[False] + [True] * (longest - 1)] * sequences, pair_N=pairs)
     parts = batch.split(limit)
     assert micro_batches(sequences, longest, unit, limit) == (max(part.tokens for part in parts), len(parts))
+
+
+def test_dropout_is_where_an_algorithm_uses_it():
+    from accord.algorithms import ALGORITHMS
+
+    assert set(DROPOUT) == {name for name, algorithm in ALGORITHMS.items() if algorithm.uses_dropout}
 
 
 def test_examples_and_pairs(tmp_path):

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import accord
 from accord.config import LoraConfig, ModelConfig, RewardTerm
@@ -12,7 +15,7 @@ from accord.errors import ConfigError, ModelError
 from accord.model.roles import Roles
 from accord.recipes.generate import GenerateOptions
 from accord.rollout.select import best_of
-from accord.types import Prompt
+from accord.types import Prompt, Rollout
 from recipes.tiny_runs import REWARDS
 
 OPTIONS = GenerateOptions(samples=4, max_new_tokens=6, temperature=1.2)
@@ -51,21 +54,21 @@ def test_several_rewards_with_weights_and_columns(base, reward_adapter, rewards)
     assert scored[0].columns == {"use": True}
 
 
-def test_a_reward_model_gives_what_transformers_gives(base, reward_adapter):
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForSequenceClassification
-
-    scored = accord.generate(ModelConfig(path=str(base)), PROMPTS, OPTIONS, rewards=[str(reward_adapter)])
+def plain_scores(base: Path, adapter: Path, rollouts: list[Rollout]) -> list[float]:
+    """What plain transformers and peft say."""
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
-    model = PeftModel.from_pretrained(model, reward_adapter).eval()
-    for r in scored:
-        with torch.no_grad():
-            logit = model(torch.tensor([r.prompt_ids + r.response_ids])).logits[0, 0]
-        assert r.score == pytest.approx(float(logit), abs=2e-4)
+    model.config.pad_token_id = None  # a sampled padding token is a token
+    model = PeftModel.from_pretrained(model, adapter).eval()
+    with torch.no_grad():
+        return [float(model(torch.tensor([r.prompt_ids + r.response_ids])).logits[0, 0]) for r in rollouts]
 
 
-def test_a_reward_adapter_on_the_base_shares_it(base, reward_adapter, sft_adapter, monkeypatch):
+def test_a_reward_model_gives_what_transformers_gives(base, reward_adapter):
+    scored = accord.generate(ModelConfig(path=str(base)), PROMPTS, OPTIONS, rewards=[str(reward_adapter)])
+    assert [r.score for r in scored] == pytest.approx(plain_scores(base, reward_adapter, scored), abs=2e-4)
+
+
+def test_a_reward_adapter_on_the_base_shares_it(base, reward_adapter, sft_adapter, monkeypatch, tmp_path: Path):
     """Also under an adapter that samples: its score is read with the policy's adapter off."""
     loaded = []
     original = Roles._load
@@ -75,11 +78,11 @@ def test_a_reward_adapter_on_the_base_shares_it(base, reward_adapter, sft_adapte
     term = RewardTerm(model=str(reward_adapter))
     scored = accord.generate(ModelConfig(path=str(sft_adapter)), PROMPTS, OPTIONS, rewards=[term])
     assert len(loaded) == 1 and len({r.score for r in scored}) > 1
-    other = accord.generate(ModelConfig(path=str(base)), PROMPTS, OPTIONS, rewards=[term])
-    shared = {r.prompt_ids + r.response_ids: r.score for r in scored}
-    for r in other:
-        if r.prompt_ids + r.response_ids in shared:
-            assert r.score == pytest.approx(shared[r.prompt_ids + r.response_ids], abs=1e-5)
+    assert [r.score for r in scored] == pytest.approx(plain_scores(base, reward_adapter, scored), abs=2e-4)
+    merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), sft_adapter).merge_and_unload()
+    merged.save_pretrained(tmp_path)
+    wrong = plain_scores(tmp_path, reward_adapter, scored)
+    assert max(abs(a.score - b) for a, b in zip(scored, wrong, strict=True)) > 2e-3
     assert LoraConfig().r  # the base stays frozen below a LoRA section of its own
 
 

@@ -173,7 +173,8 @@ OPTIONS = {
 
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_each_option(kind, base, tmp_path: Path):
-    done = run("ppo", base, tmp_path, {"algorithm": OPTIONS[kind]})
+    long = {"rollout": {"max_new_tokens": 40}, "train": {"batch_size": 64}}  # some responses end, most do not
+    done = run("ppo", base, tmp_path, {"algorithm": OPTIONS[kind]} | (long if kind == "missing_end" else {}))
     check(done)
     first = done.metrics[0]
     if kind == "clipped":
@@ -182,6 +183,7 @@ def test_each_option(kind, base, tmp_path: Path):
         assert first["ppo/mean_scores"] == pytest.approx(0.0, abs=1e-5) != first["env/reward_mean"]
     if kind == "missing_end":
         unfinished = 1 - first["sampling/finished_fraction"]
+        assert 0 < unfinished < 1
         assert first["ppo/mean_scores"] == pytest.approx(first["env/reward_mean"] - unfinished, abs=1e-5)
 
 

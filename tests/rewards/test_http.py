@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from email.utils import formatdate
 
 import pytest
 
@@ -48,6 +49,7 @@ def test_null_means_that_the_reward_does_not_apply(rollouts):
 FLAKY = {
     "busy": reply({"error": "busy"}, 503),
     "too_many": reply({}, 429, Retry_After="0"),
+    "overloaded": reply({"error": "overloaded"}, 529),
     "hangs_up": hang_up,
     "breaks_off": break_off,
 }
@@ -70,6 +72,16 @@ def test_pauses_grow_and_a_server_may_ask_for_more(rollouts):
     with server(reply({}, 503, Retry_After="0.5"), reply(lengths)) as script:
         source(script).score(rollouts)
     assert script.times[1] - script.times[0] >= 0.5
+
+
+def test_a_server_may_name_the_time(rollouts):
+    later = formatdate(time.time() + 2, usegmt=True)  # whole seconds, so at least one
+    with server(reply({}, 503, Retry_After=later), reply(lengths)) as script:
+        source(script, pause=0).score(rollouts)
+    assert script.times[1] - script.times[0] >= 0.8
+    with server(reply({}, 503, Retry_After="soon"), reply(lengths)) as script:
+        source(script, pause=0).score(rollouts)
+    assert script.times[1] - script.times[0] < 0.8
 
 
 LASTING = {

@@ -32,7 +32,8 @@ class LoraConfig(Adapter):
     alpha: float = Field(32, gt=0)
     """Scale: the update is multiplied by alpha / r."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout on the adapter's input, in SFT and reward models; never where log-probabilities are compared."""
+    """Dropout on the adapter's input, in the updates of methods whose loss does not compare the policy with what it was:
+    docs/adapters.md names them."""
     targets: str | tuple[str, ...] = "all-linear"
     """Module names to adapt (a text is a regular expression), or `all-linear`: every linear layer but the output layer."""
     rslora: bool = False
@@ -65,7 +66,8 @@ class AdaLoraConfig(Adapter):
     alpha: float = Field(32, gt=0)
     """Scale: the update is multiplied by alpha / init_r."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout on the adapter's input, in SFT and reward models; never where log-probabilities are compared."""
+    """Dropout on the adapter's input, in the updates of methods whose loss does not compare the policy with what it was:
+    docs/adapters.md names them."""
     targets: str | tuple[str, ...] = "all-linear"
     """Module names to adapt (a text is a regular expression), or `all-linear`: every linear layer but the output layer."""
     warmup: float = Field(0.1, ge=0)
@@ -224,7 +226,8 @@ class PTuningConfig(Adapter):
     layers: int | None = Field(None, ge=1)
     """Layers of the LSTM; 2 by default."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout between the LSTM's layers, in SFT and reward models; never where log-probabilities are compared."""
+    """Dropout between the LSTM's layers, in the updates of methods whose loss does not compare the policy with what it was:
+    docs/adapters.md names them."""
 
     @model_validator(mode="after")
     def _lstm_only(self) -> Self:

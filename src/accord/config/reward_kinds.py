@@ -230,7 +230,8 @@ class RemoteConfig(Kind):
     deadline: float = Field(600.0, gt=0)
     """Seconds that all requests of one batch of rollouts may take, repetitions and pauses included."""
     attempts: int = Field(4, ge=1)
-    """How often a request is tried that fails for a passing reason: no connection, no answer in time, status 408, 429 or 5xx."""
+    """How often a request is tried that fails for a passing reason: no connection, no answer in time, status 408,
+    425, 429 or 5xx but 501 and 505."""
     pause: float = Field(0.5, ge=0)
     """Seconds before the second attempt; twice as many before each further one, up to 30, and a random part of it."""
     concurrency: int = Field(8, ge=1)

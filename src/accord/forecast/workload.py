@@ -12,7 +12,7 @@ PAIRED = ("reward", "dpo", "orpo", "simpo", "cpo", "online_dpo")
 """Recipes whose sequences come in twos that stay together."""
 ENTROPIES = ("ppo", "rloo", "grpo", "reinforce", "remax")
 """Recipes whose update computes entropies, too."""
-DROPOUT = ("sft", "csft", "reward", "dpo", "orpo", "simpo", "cpo", "classify")
+DROPOUT = ("sft", "csft", "reward", "dpo", "orpo", "simpo", "cpo", "classify", "rejection")
 """Recipes that learn with dropout."""
 
 

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -22,7 +23,7 @@ from accord.rewards.protocol import Counts
 
 T = TypeVar("T")
 
-PASSING = (408, 425, 429, 500, 502, 503, 504)
+PASSING = {408, 425, 429, *range(500, 600)} - {501, 505}
 """Status codes that may be another a moment later; the others will not."""
 LONGEST_PAUSE = 30.0
 ANSWER_BYTES = 64 * 2**20
@@ -182,11 +183,7 @@ class HttpClient:
             said = "(its text was lost)"
         text = f"HTTP {error.code} {error.reason}: {said}"
         if error.code in PASSING:
-            try:
-                pause = float(error.headers.get("Retry-After") or 0)
-            except ValueError:  # a date
-                pause = 0.0
-            return _PassingError(text, max(pause, 0.0))
+            return _PassingError(text, _retry_after(error.headers.get("Retry-After") or "0"))
         hint = ""
         if error.code in (401, 403):
             hint = (
@@ -228,3 +225,15 @@ def _read(response: Any, until: float) -> bytes:
     if expected is not None and expected.isdigit() and size < int(expected):
         raise _PassingError(f"the answer broke off after {size} of {expected} bytes")
     return b"".join(parts)
+
+
+def _retry_after(value: str) -> float:
+    """Seconds to wait, from a header that gives them or the date at which they are over; 0 for what is neither."""
+    try:
+        return max(float(value), 0.0)
+    except ValueError:
+        pass
+    try:
+        return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+    except ValueError:
+        return 0.0
