@@ -8,9 +8,10 @@ again, so the benchmark can be stopped and gone on with. FOLDERs hold trl 1.12.0
 `pip install --no-deps --target FOLDER trl==VERSION`. Needs `pip install vaderSentiment==3.3.2 matplotlib`.
 
 Contest: PPO, GRPO, RLOO, DPO and KTO, each with both libraries: same base (bfloat16), LoRA on all linear layers, prompts,
-number of responses, batch, KL coefficient, constant learning rate; the rate is searched over the same three values with seed 0
-and chosen by the score on training prompts; then 3 seeds at the best one. Guide: Accord's methods on one task, with best-of-n of
-the base as the yardstick. Everything is judged by `contest/judge.py`, which is plain transformers and peft, on held-out prompts.
+number of responses, batch, KL coefficient, constant learning rate; the rate is searched over the same three values and chosen by
+the score on training prompts (addition: mean of three seeds, sentiment: of seed 0); 3 seeds at the best one. Guide: Accord's
+methods on one task, searched with seed 0, with best-of-n of the base as the yardstick. Everything is judged on held-out prompts
+by `contest/judge.py`, which is plain transformers and peft.
 
 Writes results/learning.json, results/learning.md and a picture of each task, results/learning_TASK.svg, beside this file.
 """
@@ -29,6 +30,7 @@ from typing import Any
 
 from contest import settings
 from contest.plan import BEST_OF, CONTEST, GUIDE, GUIDE_TASK, OFFLINE, TASKS
+from contest.series import chosen
 from contest.tables import write_results
 
 HERE = Path(__file__).parent
@@ -74,7 +76,9 @@ class Bench:
             if self.asked.methods is None or method in self.asked.methods
             for library in self.asked.libraries
         ]
-        self._search_then_seeds("contest", series)
+        for task in self.asked.tasks:
+            of_task = [one for one in series if one[0] == task]
+            self._search_then_seeds("contest", of_task, settings.SEARCH_SEEDS[task])
 
     def guide(self) -> None:
         """Accord's methods on one task, and best-of-n of the base."""
@@ -82,17 +86,17 @@ class Bench:
             self._judge_base(n)
         names = [name for name in GUIDE if self.asked.methods is None or name in self.asked.methods]
         names = [name for name in names if name not in CONTEST]  # those are the contest's own runs
-        self._search_then_seeds("guide", [(GUIDE_TASK, name, "accord") for name in names])
+        self._search_then_seeds("guide", [(GUIDE_TASK, name, "accord") for name in names], settings.SEEDS[:1])
 
-    def _search_then_seeds(self, part: str, series: list[tuple[str, str, str]]) -> None:
-        self._all(self._job(part, *one, rate, settings.SEEDS[0]) for one in series for rate in settings.RATES)
+    def _search_then_seeds(self, part: str, series: list[tuple[str, str, str]], search: tuple[int, ...]) -> None:
+        self._all(self._job(part, *one, rate, seed) for seed in search for one in series for rate in settings.RATES)
         jobs = []
         for one in series:
-            done = [self._result(self._job(part, *one, rate, settings.SEEDS[0])) for rate in settings.RATES]
+            done = [self._result(self._job(part, *one, rate, seed)) for rate in settings.RATES for seed in search]
             finished = [result for result in done if result is not None]
             if finished:
-                best = max(finished, key=lambda result: result["train"]["score"])["rate"]
-                jobs += [self._job(part, *one, best, seed) for seed in settings.SEEDS[1:]]
+                best = chosen(finished)[0]["rate"]
+                jobs += [self._job(part, *one, best, seed) for seed in settings.SEEDS]
         self._all(jobs)
 
     def _job(self, part: str, task: str, method: str, library: str, rate: float, seed: int) -> dict[str, Any]:

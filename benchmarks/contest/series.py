@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
 from typing import Any
 
@@ -9,8 +10,13 @@ Run = dict[str, Any]
 
 
 def chosen(runs: list[Run]) -> list[Run]:
-    """The runs at the rate that has the most seeds; of one series."""
-    rates = defaultdict(list)
+    """Of one series the runs at the rate with the best mean score on training prompts, among those with the most seeds; of two
+    equal ones at the lower."""
+    rates: dict[float, list[Run]] = defaultdict(list)
     for run in runs:
         rates[run["rate"]].append(run)
-    return max(rates.values(), key=lambda found: (len(found), found[0]["train"]["score"]))
+    return max(rates.values(), key=lambda found: (len(found), _mean(found), -found[0]["rate"]))
+
+
+def _mean(runs: list[Run]) -> float:
+    return statistics.mean(run["train"]["score"] for run in runs)
