@@ -118,7 +118,7 @@ def test_what_is_saved_is_loaded_again_exactly(adapters: AdapterSet, plain, tmp_
         wanted = logits(adapters)
     fresh = AdapterSet(plain(Path(adapters.base_path)), adapters.base_path)
     assert fresh.load("x", tmp_path / "bare") == {}
-    loaded = fresh.load("y", tmp_path / "headed")
+    loaded = fresh.load("y", tmp_path / "headed", ("score",))
     assert set(loaded) == {"score.weight"} and torch.equal(loaded["score.weight"], head)
     for name in ("x", "y"):
         with fresh.active(name, trains=False):
@@ -205,3 +205,59 @@ def test_merge_of_a_reward_adapter_is_a_classifier(reward_adapter: Path, tmp_pat
 def test_a_whole_model_has_nothing_to_merge(model_folder, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is a whole model, so there is nothing to merge"):
         merge(model_folder("llama"), tmp_path / "m", torch.float32)
+
+
+def test_whole_layers_that_an_adapter_brings_are_refused_and_not_dropped(
+    model_folder, make_roles, plain, shake, tmp_path: Path
+) -> None:
+    """peft's `modules_to_save`: what plain peft says with them is far from what the factors alone say."""
+    base = str(model_folder("llama"))
+    config = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    theirs = peft.get_peft_model(plain(Path(base)), config)
+    shake((p for p in theirs.parameters() if p.requires_grad), 0.2)
+    theirs.save_pretrained(tmp_path / "headed")
+    said = rf"headed brings weights of whole layers beside its lora adapter \(lm_head\).*accord merge {tmp_path}/headed"
+    with pytest.raises(ModelError, match=said):
+        make_roles(tmp_path / "headed", LoraConfig())
+    with pytest.raises(ModelError, match=said):
+        AdapterSet(plain(Path(base)), base).load("x", tmp_path / "headed", ("score",))
+    merged = AutoModelForCausalLM.from_pretrained(merge(tmp_path / "headed", tmp_path / "m", torch.float32))
+    torch.testing.assert_close(merged(IDS).logits, theirs.eval()(IDS).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Careful, disabling adapter layers with bias")
+@pytest.mark.parametrize("with_bias", ["all", "lora_only"])
+def test_biases_that_an_adapter_brings_are_refused(with_bias, model_folder, plain, shake, tmp_path: Path) -> None:
+    folder = model_folder("gpt2")
+    config = peft.LoraConfig(target_modules=["c_attn"], bias=with_bias, fan_in_fan_out=True)
+    theirs = peft.get_peft_model(plain(folder), config)
+    shake((p for p in theirs.parameters() if p.requires_grad), 0.2)
+    theirs.save_pretrained(tmp_path / "biased")
+    with pytest.raises(ModelError, match=r"biased brings weights of whole layers .*c_attn"):
+        AdapterSet(plain(folder), str(folder)).load("x", tmp_path / "biased")
+
+
+def test_an_embedding_that_peft_saved_unchanged_is_no_change(model_folder, plain, shake, tmp_path: Path) -> None:
+    folder = model_folder("llama")
+    theirs = peft.get_peft_model(plain(folder), peft.LoraConfig(target_modules=["q_proj", "embed_tokens"]))
+    shake((p for name, p in theirs.named_parameters() if "lora_" in name), 0.2)
+    theirs.save_pretrained(tmp_path / "a", save_embedding_layers=True)
+    key = "base_model.model.model.embed_tokens.base_layer.weight"
+    tensors = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    assert key in tensors
+    ours = AdapterSet(plain(folder), str(folder))
+    ours.load("x", tmp_path / "a")
+    with ours.active("x", trains=False):
+        torch.testing.assert_close(logits(ours), theirs.eval()(IDS).logits, atol=1e-5, rtol=1e-5)
+    save_file(tensors | {key: tensors[key] + 1}, tmp_path / "a" / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match="embed_tokens"):
+        AdapterSet(plain(folder), str(folder)).load("x", tmp_path / "a")
+
+
+def test_a_head_is_given_to_who_asks_for_it_and_refused_to_who_does_not(
+    model_folder, plain, reward_adapter: Path
+) -> None:
+    folder = model_folder("llama")
+    assert set(AdapterSet(plain(folder), str(folder)).load("x", reward_adapter, ("score",))) == {"score.weight"}
+    with pytest.raises(ModelError, match=r"beside its lora adapter \(score\)"):
+        AdapterSet(plain(folder), str(folder)).load("x", reward_adapter)

@@ -239,6 +239,20 @@ def test_what_is_no_reward_model_is_refused(make_roles, model_folder, policy_ada
             roles.add_reward(str(policy_adapter))
 
 
+@pytest.mark.parametrize("adapter", [LORA, None], ids=["lora", "full"])
+def test_a_reward_model_that_goes_on_learning_starts_with_the_scores_it_gave(
+    adapter, make_roles, model_folder, reward_adapter: Path, batch
+) -> None:
+    frozen = make_roles(model_folder("llama"), LORA)
+    frozen.add_policy()
+    frozen.add_reward(str(reward_adapter))
+    on = make_roles(reward_adapter, adapter)
+    on.add_scorer()
+    wanted = run(frozen, "reward", batch).scores_N
+    torch.testing.assert_close(run(on, "reward", batch).scores_N, wanted, atol=2e-5, rtol=1e-5)
+    assert wanted.std() > 0.02
+
+
 # --- critics -------------------------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from accord.config import AdapterConfig, CriticConfig, ModelConfig, ReferenceConfig
 from accord.errors import ModelError
 from accord.model.adapters import SCORE, AdapterSet
-from accord.model.classifiers import ClassFacts, head_shape, read_labels, refuse_classes, saved_head
+from accord.model.classifiers import HEADS, ClassFacts, head_shape, read_labels, refuse_classes, saved_head
 from accord.model.critic import read_value_head, saved_critic
 from accord.model.device import visiting
 from accord.model.folding import LoraLayer, folded, folded_layers
@@ -87,7 +87,7 @@ class Roles:
         if adapter is not None:
             self.model.requires_grad_(False)
             if self.location.adapter is not None:
-                self.adapters.load(START, self.location.adapter)
+                self.adapters.load(START, self.location.adapter, HEADS)  # heads are taken by what learns one
         elif self.location.adapter is not None:
             self._fold_in(self.location.adapter)
         self.model.eval()
@@ -210,7 +210,7 @@ class Roles:
         quantized = self.config.quantize != "none" and not trained
         if location.adapter is not None and (quantized or has_virtual_tokens(location.adapter)):
             adapters = AdapterSet(model.requires_grad_(False), location.base)
-            self._set_score(model, adapters.load(START, location.adapter))
+            self._set_score(model, adapters.load(START, location.adapter, ("score",)))
             prompt = adapters.prompt(START)
             adapters.hold(START)
         elif location.adapter is not None:
@@ -233,7 +233,7 @@ class Roles:
         if location.adapter is not None and self.adapter_config is not None and self._shares(location):
             refuse_classes(path, location, "a reward model")
             adapter = name.replace("/", "_").replace(".", "_")
-            weight = self.adapters.load(adapter, location.adapter).get(SCORE)
+            weight = self.adapters.load(adapter, location.adapter, ("score",)).get(SCORE)
             if weight is None:
                 raise ModelError(f"{path} is an adapter without a score head, so it is not a reward model")
             head = self._new_head(weight).requires_grad_(False)
@@ -266,7 +266,8 @@ class Roles:
         return base == self.location.base or same_path
 
     def add_scorer(self, stepwise: bool = False) -> None:
-        """A reward model that learns: own adapter (or the base itself) and a score head.
+        """A reward model that learns: own adapter (or the base itself) and a score head, which starts at 0; or, going on from
+        an adapter that is a reward model, as that one's.
 
         Raises:
             ModelError: the base's family has no sequence classifier in transformers that could be saved.
@@ -274,7 +275,9 @@ class Roles:
         refuse_scorer(self.location.base, self.model.config)
         self._new_adapter("reward")
         adapter = "reward" if self.adapter_config is not None else None
-        head = self._new_head()
+        start = self.location.adapter
+        goes_on = start is not None and is_scorer(self.location) and read_labels(self.location) is None
+        head = self._new_head(saved_head(start, "score")["weight"] if start is not None and goes_on else None)
         trunk, prompt = trunk_of(self.model), self.adapters.prompt(adapter)
         self.roles["reward"] = self._role(
             "reward", trunk, adapter=adapter, score_head=head, stepwise=stepwise, trains=True, prompt=prompt
@@ -347,7 +350,7 @@ class Roles:
         """Put the critic's adapter that was saved beside the policy on the base; returns the weight of its head."""
         folder = saved_critic(self.config.path, "adapter")
         location = locate(str(folder))
-        weight = self.adapters.load("critic", folder).get(SCORE) if self._is_base(location.base) else None
+        weight = self.adapters.load("critic", folder, ("score",)).get(SCORE) if self._is_base(location.base) else None
         if weight is None:
             raise ModelError(f"{folder} is no critic of {self.location.base}: an adapter on {location.base}")
         return weight
