@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from accord.config import LoraConfig
 from accord.errors import ConfigError, ModelError
@@ -200,6 +200,46 @@ def test_merge_of_a_reward_adapter_is_a_classifier(reward_adapter: Path, tmp_pat
     merged = AutoModelForSequenceClassification.from_pretrained(merge(reward_adapter, tmp_path / "m", torch.float32))
     torch.testing.assert_close(merged(IDS).logits, wanted, atol=1e-5, rtol=1e-5)
     assert merged.config.num_labels == 1
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # peft's, of the same
+@pytest.mark.parametrize(
+    ("of", "layer", "query", "other"),
+    [
+        ("gpt2", "lm_head", "c_attn", "transformer.wte"),
+        ("gpt2", "wte", "c_attn", "lm_head"),
+        ("t5", "shared", "q", "lm_head"),
+    ],
+)
+def test_an_adapter_of_a_tied_weight_is_not_folded_in(
+    of, layer, query, other, model_folder, make_roles, plain, shake, tmp_path: Path
+) -> None:
+    """Both layers would change, and the merged model would say something else altogether."""
+    folder, adapter = model_folder(of), tmp_path / "adapter"
+    automatic = AutoModelForSeq2SeqLM if of == "t5" else AutoModelForCausalLM
+    config = peft.LoraConfig(target_modules=[query, layer], fan_in_fan_out=of == "gpt2")
+    theirs = peft.get_peft_model(automatic.from_pretrained(folder), config)
+    shake((p for p in theirs.parameters() if p.requires_grad), 0.2)
+    theirs.save_pretrained(adapter, save_embedding_layers=False)
+    with pytest.raises(
+        ModelError, match=rf"adapts (\w+\.)?{layer}, whose weight is also that of .*{other}.*change both"
+    ):
+        merge(adapter, tmp_path / "m", torch.float32)
+    with pytest.raises(ModelError, match="change both"):
+        make_roles(adapter)
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # peft's, of untying
+def test_an_output_layer_of_its_own_is_folded_in_and_untied(model_folder, plain, shake, tmp_path: Path) -> None:
+    theirs = peft.get_peft_model(
+        plain(model_folder("gpt2")),
+        peft.LoraConfig(target_modules=["c_attn"], modules_to_save=["lm_head"], fan_in_fan_out=True),
+    )
+    shake((p for p in theirs.parameters() if p.requires_grad), 0.2)
+    theirs.save_pretrained(tmp_path / "a")
+    merged = AutoModelForCausalLM.from_pretrained(merge(tmp_path / "a", tmp_path / "m", torch.float32))
+    torch.testing.assert_close(merged(IDS).logits, theirs.eval()(IDS).logits, atol=2e-5, rtol=1e-4)
 
 
 def test_a_whole_model_has_nothing_to_merge(model_folder, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import peft
 import torch
@@ -55,6 +56,31 @@ def check_mergeable(folder: Path, purpose: str) -> None:
         )
 
 
+def folded_in(model: Any, folder: Path) -> Any:
+    """A model with a saved adapter as part of its weights, in their type; the one that is given is used up.
+
+    Args:
+        model: of transformers, as the adapter's task needs it.
+        folder: of the adapter.
+
+    Raises:
+        ModelError: the adapter changes one of several layers that are one weight, such as a tied embedding: all would change.
+    """
+    layers_of: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        layers_of.setdefault(id(parameter), []).append(name.rpartition(".")[0])
+    tied = {layer: layers for layers in layers_of.values() if len(layers) > 1 for layer in layers}
+    wrapped: Any = peft.PeftModel.from_pretrained(model, str(folder))
+    for layer in wrapped.base_model.targeted_module_names:
+        if layer in tied:
+            others = ", ".join(other for other in tied[layer] if other != layer)
+            raise ModelError(
+                f"{folder} adapts {layer}, whose weight is also that of {others} (tie_word_embeddings), so folded in it would "
+                "change both: use the adapter as it is, or train one without that layer (adapter.targets)"
+            )
+    return wrapped.merge_and_unload(safe_merge=True)
+
+
 def merge(adapter: Path, output: Path, dtype: torch.dtype, trust_remote_code: bool = False) -> Path:
     """Fold an adapter into its base and save an ordinary model: W + (alpha / r) B A (for LoRA), added in float32, stored in
     `dtype`.
@@ -81,7 +107,7 @@ def merge(adapter: Path, output: Path, dtype: torch.dtype, trust_remote_code: bo
         base = load_weights(
             location.base, torch.float32, cpu, scorer=scorer, headless=scorer, trust_remote_code=trust_remote_code
         )
-    merged = peft.PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
+    merged = folded_in(base, adapter)
     if scorer or facts is not None:
         merged.config.pad_token_id = distinct_padding(tokenizer)
     with quiet_progress():

@@ -32,7 +32,7 @@ from accord.model.loading import (
     trunk_of,
     weight_type,
 )
-from accord.model.merging import check_mergeable, has_virtual_tokens
+from accord.model.merging import check_mergeable, folded_in, has_virtual_tokens
 from accord.model.methods import peft_config
 from accord.model.prompts import VirtualTokens
 from accord.model.sharing import share_layers
@@ -112,9 +112,7 @@ class Roles:
 
     def _fold_in(self, folder: Path) -> None:
         """Full fine-tuning from an adapter: the adapter becomes part of the weights that learn."""
-        import peft
-
-        self.model = peft.PeftModel.from_pretrained(self.model, str(folder)).merge_and_unload()
+        self.model = folded_in(self.model, folder)
         self.model.requires_grad_(True)
         self.adapters = AdapterSet(self.model, self.location.base)
 
@@ -214,9 +212,7 @@ class Roles:
             prompt = adapters.prompt(START)
             adapters.hold(START)
         elif location.adapter is not None:
-            import peft
-
-            model = peft.PeftModel.from_pretrained(model, str(location.adapter)).merge_and_unload()
+            model = folded_in(model, location.adapter)
         return model.eval().requires_grad_(trained), prompt
 
     @staticmethod
