@@ -242,6 +242,43 @@ def test_an_output_layer_of_its_own_is_folded_in_and_untied(model_folder, plain,
     torch.testing.assert_close(merged(IDS).logits, theirs.eval()(IDS).logits, atol=2e-5, rtol=1e-4)
 
 
+def started(init: str, base: Path, plain, shake, folder: Path) -> torch.Tensor:
+    """An adapter that peft started with `init` and that has learnt since; returns what it says."""
+    config = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=init, task_type="CAUSAL_LM")
+    theirs = peft.get_peft_model(plain(base), config)
+    shake((p for p in theirs.parameters() if p.requires_grad), 0.2)
+    theirs.save_pretrained(folder)
+    return theirs.eval()(IDS).logits
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora", "pissa_niter_4"])
+def test_an_adapter_that_started_from_its_base_s_weights_shares_no_base(
+    init, model_folder, make_roles, plain, shake, tmp_path: Path
+) -> None:
+    """The base is another below it, once; a copy of the adapter, such as the policy that learns, would change it again."""
+    wanted = started(init, model_folder("llama"), plain, shake, tmp_path / "a")
+    again = f"accord merge {tmp_path}/a" if init != "pissa_niter_4" else "convert it to plain LoRA"
+    with pytest.raises(ModelError, match=rf"init_lora_weights: {init}\).*several roles: .*{again}"):
+        make_roles(tmp_path / "a", LoraConfig())
+    if init == "pissa_niter_4":
+        with pytest.raises(ModelError, match="cannot be told from its files: convert it to plain LoRA"):
+            merge(tmp_path / "a", tmp_path / "m", torch.float32)
+        assert not (tmp_path / "m").exists()
+        return
+    merged = AutoModelForCausalLM.from_pretrained(merge(tmp_path / "a", tmp_path / "m", torch.float32))
+    torch.testing.assert_close(merged(IDS).logits, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("init", ["orthogonal", "gaussian"])
+def test_other_starts_of_peft_change_nothing(init, model_folder, make_roles, plain, shake, tmp_path: Path) -> None:
+    wanted = started(init, model_folder("llama"), plain, shake, tmp_path / "a")
+    roles = make_roles(tmp_path / "a", LoraConfig(r=4))
+    roles.add_policy()
+    with roles.use("policy"):
+        torch.testing.assert_close(logits(roles.adapters), wanted, atol=1e-5, rtol=1e-5)
+    assert roles.adapters.config("policy").init_lora_weights is True
+
+
 def test_a_whole_model_has_nothing_to_merge(model_folder, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is a whole model, so there is nothing to merge"):
         merge(model_folder("llama"), tmp_path / "m", torch.float32)

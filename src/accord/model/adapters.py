@@ -19,6 +19,7 @@ from accord.config import METHODS, AdaLoraConfig
 from accord.errors import ConfigError, ModelError
 from accord.model.loading import trunk_of
 from accord.model.lora import use_thin_layers
+from accord.model.merging import refuse_changed_base
 from accord.model.methods import METHOD_OF
 from accord.model.prompts import VirtualTokens, check_virtual_tokens
 from accord.model.ranks import RankBudget
@@ -135,6 +136,9 @@ class AdapterSet:
             )
         if not (folder / WEIGHTS).is_file():
             raise ModelError(f"{folder} holds an adapter's config, but not its weights: there is no {WEIGHTS}")
+        refuse_changed_base(folder)
+        if isinstance(config, peft.LoraConfig):
+            config.init_lora_weights = True  # all weights come from the file, and those of copies from it
         config.modules_to_save, config.task_type = None, task_type(self.model)  # type: ignore[attr-defined]
         config.inference_mode = config.is_prompt_learning
         config.base_model_name_or_path = None  # peft would compare it with how the base was named here

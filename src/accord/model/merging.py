@@ -26,11 +26,43 @@ from accord.model.loading import (
 from accord.model.methods import METHOD_OF
 from accord.model.score_facts import read_facts, write_facts
 
+TAKEN_FROM_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""How values of peft's `init_lora_weights` begin that take the start out of the base's weights, which are others from then on."""
+REPEATABLE = ("pissa", "olora")
+"""Those that peft does again when it loads the adapter, with the same result: they need neither random numbers nor data."""
+
 
 def method_of_folder(folder: Path) -> str:
     """The method of a saved adapter, as recipes call it; peft's own name if they have none."""
-    kind = str(json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("peft_type"))
+    kind = str(_read_config(folder).get("peft_type"))
     return METHOD_OF.get(kind, kind)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    return config
+
+
+def refuse_changed_base(folder: Path, repeatable: bool = False) -> None:
+    """Refuse an adapter that stands on other weights than those of the base that it names.
+
+    Args:
+        folder: of the adapter.
+        repeatable: whether its base may be changed again, where that gives the same weights.
+
+    Raises:
+        ModelError: it does.
+    """
+    start = str(_read_config(folder).get("init_lora_weights")).lower()
+    if not start.startswith(TAKEN_FROM_BASE) or (repeatable and start in REPEATABLE):
+        return
+    how = "convert it to plain LoRA where it was made (peft: save_pretrained(..., path_initial_model_for_weight_conversion=...))"
+    if start in REPEATABLE:
+        how = f"fold it in with `accord merge {folder} FOLDER` and use FOLDER"
+    why = "cannot be told from its files" if repeatable else "are not those of a base that serves several roles"
+    raise ModelError(
+        f"{folder} was started from its base's own weights (init_lora_weights: {start}); what is left of these {why}: {how}"
+    )
 
 
 def has_virtual_tokens(folder: Path) -> bool:
@@ -64,8 +96,10 @@ def folded_in(model: Any, folder: Path) -> Any:
         folder: of the adapter.
 
     Raises:
-        ModelError: the adapter changes one of several layers that are one weight, such as a tied embedding: all would change.
+        ModelError: the adapter changes one of several layers that are one weight, such as a tied embedding: all would change;
+            or the weights below it are not known.
     """
+    refuse_changed_base(folder, repeatable=True)
     layers_of: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         layers_of.setdefault(id(parameter), []).append(name.rpartition(".")[0])

@@ -32,7 +32,7 @@ from accord.model.loading import (
     trunk_of,
     weight_type,
 )
-from accord.model.merging import check_mergeable, folded_in, has_virtual_tokens
+from accord.model.merging import check_mergeable, folded_in, has_virtual_tokens, refuse_changed_base
 from accord.model.methods import peft_config
 from accord.model.prompts import VirtualTokens
 from accord.model.sharing import share_layers
@@ -79,6 +79,8 @@ class Roles:
         self.location = locate(config.source)
         if adapter is None and self.location.adapter is not None:
             check_mergeable(self.location.adapter, FOLD_IN)
+        elif self.location.adapter is not None:
+            refuse_changed_base(self.location.adapter)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(config, self.location)
         self.dtype = weight_type(config, self.location, trained=adapter is None)
         self.model: PreTrainedModel = self._load(self.location, trained=adapter is None, tensors=tensors)
