@@ -194,7 +194,7 @@ class Roles:
         self, path: str, scorer: bool = False, trained: bool = False
     ) -> tuple[PreTrainedModel, VirtualTokens | None]:
         """A separate model, frozen unless it is to be trained; an adapter is folded into it, or stays on it where its weights are
-        quantised, or its virtual tokens are given beside it."""
+        not float32 (which would round away what it has learnt), or its virtual tokens are given beside it."""
         location = locate(path)
         if scorer:
             refuse_classes(path, location, "a reward model")
@@ -207,9 +207,9 @@ class Roles:
             )
         model = self._load(location, scorer, trained)
         prompt = None
-        quantized = self.config.quantize != "none" and not trained
-        if location.adapter is not None and (quantized or has_virtual_tokens(location.adapter)):
-            adapters = AdapterSet(model.requires_grad_(False), location.base)
+        stays = not trained and (self.config.quantize != "none" or model.dtype != torch.float32)
+        if location.adapter is not None and (stays or has_virtual_tokens(location.adapter)):
+            adapters = AdapterSet(model.requires_grad_(False), location.base, self.adapters.thin)
             self._set_score(model, adapters.load(START, location.adapter, ("score",)))
             prompt = adapters.prompt(START)
             adapters.hold(START)
