@@ -24,6 +24,7 @@ from accord.recipes.ppo import make_algorithm
 from accord.recipes.rollouts import add_roles, check_critic, make_engine, make_ptx, make_sampling, own_rates
 from accord.rewards.protocol import checked_rewards, describe, with_scores
 from accord.rollout.collect import Collector
+from accord.training.disk import writing
 from accord.training.learner import Learner
 from accord.training.loop import learn, seed_everything
 from accord.training.optim import MakeOptimizer
@@ -217,8 +218,9 @@ class PPO:
         Go on from there with `accord.PPO({"model": {"path": folder}, "critic": {"start": "saved"}})`; the reference is then the
         policy that was saved. For a continuation as if there had been no break see `save_state`.
         """
-        save_policy_and_critic(self.roles, Path(folder))
-        write_card(Path(folder), tags=("ppo",), trained_from=self.recipe.model.source)
+        with writing("the model", Path(folder)):
+            save_policy_and_critic(self.roles, Path(folder))
+            write_card(Path(folder), tags=("ppo",), trained_from=self.recipe.model.source)
         return Path(folder)
 
     def save_state(self, folder: str | Path) -> Path:

@@ -24,6 +24,7 @@ from accord.model.scorer import Scorer
 from accord.rollout.protocol import Engine
 from accord.training.card import write_run_card
 from accord.training.console import Console
+from accord.training.disk import writing
 from accord.training.evaluate import with_perplexity
 from accord.training.learner import Learner
 from accord.training.run import Run, RunDirectory, read_metrics
@@ -129,9 +130,11 @@ def run_loop(
             for sink in sinks:
                 sink.close()
         if first_rank:
-            parts.save(directory.model)
-            write_report(directory.path)
-            write_run_card(parts, directory)
+            with writing("the model", directory.model):
+                parts.save(directory.model)
+                write_run_card(parts, directory)
+            with writing("the report", directory.path):
+                write_report(directory.path)
             console.summary(_summary(parts, directory, memory))
     return Run(directory.path, read_metrics(directory.path))
 

@@ -12,10 +12,12 @@ import os
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from accord.errors import AccordWarning, ConfigError, RunError
+from accord.training.disk import writing
 
 METRICS_FILE = "metrics.jsonl"
 WHOLE = ("iteration", "step")
@@ -44,17 +46,27 @@ class JsonlSink:
         self._file = self.path.open("a", encoding="utf-8")
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Append a row. JSON has no NaN or infinity: such values become `null`."""
+        """Append a row. JSON has no NaN or infinity: such values become `null`.
+
+        Raises:
+            RunError: it cannot be written.
+        """
         row = {"iteration": step, **{name: _json_number(name, value) for name, value in metrics.items()}}
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
+        try:
+            with writing(f"the metrics of iteration {step}", self.path):
+                self._file.write(json.dumps(row, allow_nan=False) + "\n")
+                self._file.flush()
+        except RunError:
+            with suppress(OSError):  # it tries to write the row once more, and is closed all the same
+                self._file.close()
+            raise
 
     def truncate_after(self, iteration: int) -> None:
         """Drop the rows of later iterations: they will run again from a checkpoint. Complete, or not at all."""
         self._file.close()
         kept = [line for line, row in _rows(self.path) if row["iteration"] <= iteration]
         aside = self.path.with_suffix(".tmp")
-        with aside.open("w", encoding="utf-8") as file:
+        with writing("metrics", self.path), aside.open("w", encoding="utf-8") as file:
             file.writelines(line + "\n" for line in kept)
             file.flush()
             os.fsync(file.fileno())
@@ -64,9 +76,9 @@ class JsonlSink:
     def close(self) -> None:
         """Hand the rows to the disk. Closing twice is harmless."""
         if not self._file.closed:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
+            with writing("metrics", self.path), self._file:
+                self._file.flush()
+                os.fsync(self._file.fileno())
 
 
 def _json_number(name: str, value: float) -> float | int | None:
