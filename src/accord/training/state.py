@@ -91,6 +91,14 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
+def steps_of(path: Path) -> int | None:
+    """After how many optimiser steps a checkpoint was written; `None` if it cannot be read."""
+    try:
+        return int(json.loads((path / STATE).read_text(encoding="utf-8"))["steps"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def read_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, and a line for each newer one that is not.
 
