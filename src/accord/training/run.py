@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,7 +21,7 @@ import yaml
 from accord.config import Recipe, dump
 from accord.errors import ConfigError, RunError
 from accord.training.disk import writing
-from accord.training.sinks import METRICS_FILE, parse_row
+from accord.training.sinks import METRICS_FILE, TENSORBOARD, WANDB, WANDB_ID, parse_row
 from accord.training.state import remove_partial
 
 CONFIG = "config.yaml"
@@ -119,10 +120,10 @@ class RunDirectory:
         """Let the folder go. If nothing was learnt in it, it is left as it was found, so that the mended recipe can use it."""
         if self._lock is None:
             return
-        names = {CONFIG, ENVIRONMENT, ".lock", METRICS_FILE}
+        names = {CONFIG, ENVIRONMENT, ".lock", METRICS_FILE, TENSORBOARD, WANDB, WANDB_ID}
         if self._fresh and {entry.name for entry in self.path.iterdir()} <= names and not read_metrics(self.path):
-            for name in names:
-                (self.path / name).unlink(missing_ok=True)
+            for entry in self.path.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             with suppress(OSError):  # not ours alone
                 self.path.rmdir()
         self._lock.close()

@@ -22,6 +22,8 @@ from accord.training.disk import writing
 METRICS_FILE = "metrics.jsonl"
 WHOLE = ("iteration", "step")
 """Counters, written without a decimal point."""
+TENSORBOARD, WANDB, WANDB_ID = "tensorboard", "wandb", ".wandb-id"
+"""What trackers keep in the run directory."""
 TIMEOUT_SECONDS = 30.0
 """How long a tracker's server may take to answer at the start."""
 
@@ -135,7 +137,7 @@ class TensorboardSink:
             raise _missing("tensorboard") from error
         # Events of later iterations are hidden: they are about to be written again.
         purge = None if resume_from is None else resume_from + 1
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)
+        self._writer = SummaryWriter(str(run_dir / TENSORBOARD), purge_step=purge)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         for name, value in metrics.items():
@@ -160,7 +162,7 @@ class WandbSink:
             name=run_dir.name,
             dir=str(run_dir),
             config=dict(config),
-            id=_stable_id(run_dir / ".wandb-id", fresh=resume_from is None),
+            id=_stable_id(run_dir / WANDB_ID, fresh=resume_from is None),
             resume="allow",
             settings=wandb.Settings(init_timeout=TIMEOUT_SECONDS, login_timeout=TIMEOUT_SECONDS),
         )
