@@ -30,6 +30,7 @@ from accord.training.learner import Learner
 from accord.training.run import Run, RunDirectory, read_metrics
 from accord.training.sinks import METRICS_FILE, Sink, open_sinks
 from accord.training.state import checkpoints, read_newest, steps_of, write_checkpoint
+from accord.training.stream import order_seed
 
 
 class Source(Protocol):
@@ -208,7 +209,7 @@ def learn(
     if memory is not None:
         memory.lap("score")
     updating = time.perf_counter()
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + iteration)
+    generator = torch.Generator().manual_seed(order_seed(seed, iteration))
     steps: list[Metrics] = []
     minibatches = algorithm.minibatches(batch, generator)
     for minibatch in minibatches:
