@@ -152,6 +152,20 @@ def test_nor_does_its_tracker(base, tmp_path: Path):
     assert len(accord.train(config, quiet=True).metrics) == 2
 
 
+def test_a_folder_that_cannot_be_filled_is_left_as_it_was(tmp_path: Path, monkeypatch):
+    def full() -> dict[str, str]:
+        raise OSError("no space left on device")
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(RunError, match=r"the recipe could not be written to .*no space left"),
+    ):
+        patch.setattr("accord.training.run.environment", full)  # the recipe itself is written by then
+        RunDirectory(ppo(tmp_path), resume=False)
+    assert not (tmp_path / "run").exists()
+    RunDirectory(ppo(tmp_path), resume=False).close()
+
+
 def test_what_wandb_keeps_goes_as_well(tmp_path: Path):
     directory = RunDirectory(ppo(tmp_path), resume=False)
     (directory.path / "wandb" / "offline-run-1").mkdir(parents=True)

@@ -208,10 +208,7 @@ def write_rollouts(columns: Mapping[str, list[Any]], iteration: int, folder: Pat
     path = folder / f"iteration-{iteration:06d}.parquet"
     aside = path.with_suffix(".partial")
     with writing(f"the rollouts of iteration {iteration}", folder):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            parquet.write_table(pyarrow.table(dict(columns)), aside)
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(pyarrow.table(dict(columns)), aside)  # which removes what it cannot finish
+        aside.replace(path)
     return path
