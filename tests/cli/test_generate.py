@@ -72,6 +72,7 @@ def test_what_cannot_be_answered(words, message, base, capsys):
         (["--temperature", "-1"], "temperature must be 0 or more"),
         (["--top-p", "2"], "top_p must be above 0 and at most 1"),
         (["--seed", "-1"], "seed must be 0 or more"),
+        (["--stop", ".", "--stop", ""], "stop must not be an empty text"),
         (["--max-new-tokens", "500"], "reads at most 128 tokens"),
     ],
 )

@@ -16,6 +16,20 @@ def test_sampling_from_a_part_of_it_does(given):
     assert "truncated distribution" in warning and "sampling/logprob_difference_max" in warning
 
 
+@pytest.mark.parametrize("stop", [[""], ["\n", ""]])
+def test_an_empty_text_to_stop_at_is_refused(stop):
+    given = {
+        "model": {"path": "m"},
+        "data": {"path": "d"},
+        "output": "o",
+        "reward": "r.py:f",
+        "rollout": {"stop": stop},
+    }
+    with pytest.raises(ConfigError, match=r"rollout\.stop: .*an empty text would end each response at its first token"):
+        build(PPORecipe, given)
+    assert build(PPORecipe, given | {"rollout": {"stop": ["\n", " "]}}).rollout.stop == ("\n", " ")
+
+
 def test_rows_and_folding_are_chosen_by_the_engine_unless_given():
     assert RolloutConfig().max_sequences == RolloutConfig().merge_adapter == "auto"
     assert RolloutConfig(max_sequences=5).max_sequences == 5 and RolloutConfig(merge_adapter=True).merge_adapter is True

@@ -18,6 +18,7 @@ import pytest
         ("sft", {"algorithm": {"type": "ppo"}}, ["the recipe is for `accord ppo`", "the command is `accord sft`"]),
         ("ppo", {"adapter": None, "critic": {"source": "adapter"}}, ["critic.source: adapter needs a frozen base"]),
         ("ppo", {"rollout": {"max_new_tokens": 64}}, ["leaves no room for a prompt"]),
+        ("sft", {"seed": 2**63}, ["seed", "less than 9223372036854775808"]),
         ("sft", {"placement": {"device": "cuda:77"}}, ["placement.device", "cuda:77"]),
     ],
 )

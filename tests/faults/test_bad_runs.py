@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from transformers import AutoModelForCausalLM
 
 import accord
 from accord.training.run import read_metrics
@@ -84,7 +87,55 @@ def test_every_checkpoint_damaged(accord_command, tmp_path: Path):
     assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") == 2
 
 
+WILD = {"adapter": None, "train": {"learning_rate": 1e20, "steps": 4, "warmup": 0, "schedule": "constant"}}
+MENDED = ("--resume", "--train.learning_rate", "0.001")
+WEIGHTS_GAVE_IT = (
+    "Nothing was learnt since {}, so its weights are those that gave this: unless it was the scores, move that folder"
+)
+
+
 def test_a_learning_rate_that_breaks_the_model(accord_command, tmp_path: Path):
-    outcome = accord_command("sft", {"adapter": None, "train": {"learning_rate": 1e20, "steps": 20, "warmup": 0}})
+    """Its step is in the newest checkpoint: a lower rate alone helps nothing, and what the message says does."""
+    newest = tmp_path / "run" / "checkpoints" / "step-000001"
+    for words in ((), MENDED):
+        outcome = accord_command("sft", WILD, *words)
+        assert outcome.code == 1
+        assert "step 2: " in outcome.error
+        assert "not finite, so the step was not taken. Lower train.learning_rate" in outcome.error
+        assert f"{WEIGHTS_GAVE_IT.format(newest)} away first, and the run goes on from the beginning" in outcome.error
+    newest.rename(tmp_path / "aside")
+    assert accord_command("sft", WILD, *MENDED).code == 0
+    assert len(read_metrics(tmp_path / "run")) == 4
+
+
+def test_a_learning_rate_that_breaks_the_model_later(accord_command, tmp_path: Path):
+    assert accord_command("sft", WILD | {"train": WILD["train"] | {"learning_rate": 1e-3, "steps": 2}}).code == 0
+    outcome = accord_command("sft", WILD, "--resume")
+    newest = tmp_path / "run" / "checkpoints" / "step-000003"
+    assert outcome.code == 1 and "step 4: " in outcome.error
+    assert f"{WEIGHTS_GAVE_IT.format(newest)} away first, and the run goes on from step-000002" in outcome.error
+    newest.rename(tmp_path / "aside")
+    assert accord_command("sft", WILD, *MENDED).code == 0
+    assert len(read_metrics(tmp_path / "run")) == 4
+
+
+def test_a_learning_rate_that_breaks_the_model_behind_a_checkpoint(accord_command, tmp_path: Path):
+    """The newest checkpoint was written before its steps: a lower rate from there helps."""
+    calm = WILD | {"train": WILD["train"] | {"learning_rate": 1e-3, "steps": 2, "checkpoint_every": 2}}
+    assert accord_command("sft", calm).code == 0
+    wild = WILD | {"train": WILD["train"] | {"checkpoint_every": 2}}
+    outcome = accord_command("sft", wild, "--resume")
+    assert outcome.code == 1 and "step 4: " in outcome.error
+    assert outcome.error.rstrip().endswith("(algorithm.reward_clip bounds them); then go on with --resume")
+    assert accord_command("sft", wild, *MENDED).code == 0
+    assert len(read_metrics(tmp_path / "run")) == 4
+
+
+def test_a_model_that_is_broken_from_the_start(accord_command, base: Path, tmp_path: Path):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.model.norm.weight.data[0] = float("nan")
+    model.save_pretrained(shutil.copytree(base, tmp_path / "broken"))
+    outcome = accord_command("sft", {"model": {"path": str(tmp_path / "broken")}})
     assert outcome.code == 1
-    assert "not finite, so the step was not taken. Lower train.learning_rate" in outcome.error
+    assert "step 1: " in outcome.error and "It is the first, so look for NaN in the model's weights" in outcome.error
+    assert "train.learning_rate" not in outcome.error

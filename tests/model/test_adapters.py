@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from accord.config import LoraConfig
 from accord.errors import ConfigError, ModelError
@@ -118,7 +118,7 @@ def test_what_is_saved_is_loaded_again_exactly(adapters: AdapterSet, plain, tmp_
         wanted = logits(adapters)
     fresh = AdapterSet(plain(Path(adapters.base_path)), adapters.base_path)
     assert fresh.load("x", tmp_path / "bare") == {}
-    loaded = fresh.load("y", tmp_path / "headed")
+    loaded = fresh.load("y", tmp_path / "headed", ("score",))
     assert set(loaded) == {"score.weight"} and torch.equal(loaded["score.weight"], head)
     for name in ("x", "y"):
         with fresh.active(name, trains=False):
@@ -202,6 +202,139 @@ def test_merge_of_a_reward_adapter_is_a_classifier(reward_adapter: Path, tmp_pat
     assert merged.config.num_labels == 1
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # peft's, of the same
+@pytest.mark.parametrize(
+    ("of", "layer", "query", "other"),
+    [
+        ("gpt2", "lm_head", "c_attn", "transformer.wte"),
+        ("gpt2", "wte", "c_attn", "lm_head"),
+        ("t5", "shared", "q", "lm_head"),
+    ],
+)
+def test_an_adapter_of_a_tied_weight_is_not_folded_in(
+    of, layer, query, other, model_folder, make_roles, plain, shake, tmp_path: Path
+) -> None:
+    """Both layers would change, and the merged model would say something else altogether."""
+    folder, adapter = model_folder(of), tmp_path / "adapter"
+    automatic = AutoModelForSeq2SeqLM if of == "t5" else AutoModelForCausalLM
+    config = peft.LoraConfig(target_modules=[query, layer], fan_in_fan_out=of == "gpt2")
+    theirs = peft.get_peft_model(automatic.from_pretrained(folder), config)
+    shake((p for p in theirs.parameters() if p.requires_grad), 0.2)
+    theirs.save_pretrained(adapter, save_embedding_layers=False)
+    with pytest.raises(
+        ModelError, match=rf"adapts (\w+\.)?{layer}, whose weight is also that of .*{other}.*change both"
+    ):
+        merge(adapter, tmp_path / "m", torch.float32)
+    with pytest.raises(ModelError, match="change both"):
+        make_roles(adapter)
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # peft's, of untying
+def test_an_output_layer_of_its_own_is_folded_in_and_untied(model_folder, plain, shake, tmp_path: Path) -> None:
+    theirs = peft.get_peft_model(
+        plain(model_folder("gpt2")),
+        peft.LoraConfig(target_modules=["c_attn"], modules_to_save=["lm_head"], fan_in_fan_out=True),
+    )
+    shake((p for p in theirs.parameters() if p.requires_grad), 0.2)
+    theirs.save_pretrained(tmp_path / "a")
+    merged = AutoModelForCausalLM.from_pretrained(merge(tmp_path / "a", tmp_path / "m", torch.float32))
+    torch.testing.assert_close(merged(IDS).logits, theirs.eval()(IDS).logits, atol=2e-5, rtol=1e-4)
+
+
+def started(init: str, base: Path, plain, shake, folder: Path) -> torch.Tensor:
+    """An adapter that peft started with `init` and that has learnt since; returns what it says."""
+    config = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=init, task_type="CAUSAL_LM")
+    theirs = peft.get_peft_model(plain(base), config)
+    shake((p for p in theirs.parameters() if p.requires_grad), 0.2)
+    theirs.save_pretrained(folder)
+    return theirs.eval()(IDS).logits
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora", "pissa_niter_4"])
+def test_an_adapter_that_started_from_its_base_s_weights_shares_no_base(
+    init, model_folder, make_roles, plain, shake, tmp_path: Path
+) -> None:
+    """The base is another below it, once; a copy of the adapter, such as the policy that learns, would change it again."""
+    wanted = started(init, model_folder("llama"), plain, shake, tmp_path / "a")
+    again = f"accord merge {tmp_path}/a" if init != "pissa_niter_4" else "convert it to plain LoRA"
+    with pytest.raises(ModelError, match=rf"init_lora_weights: {init}\).*several roles: .*{again}"):
+        make_roles(tmp_path / "a", LoraConfig())
+    if init == "pissa_niter_4":
+        with pytest.raises(ModelError, match="cannot be told from its files: convert it to plain LoRA"):
+            merge(tmp_path / "a", tmp_path / "m", torch.float32)
+        assert not (tmp_path / "m").exists()
+        return
+    merged = AutoModelForCausalLM.from_pretrained(merge(tmp_path / "a", tmp_path / "m", torch.float32))
+    torch.testing.assert_close(merged(IDS).logits, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("init", ["orthogonal", "gaussian"])
+def test_other_starts_of_peft_change_nothing(init, model_folder, make_roles, plain, shake, tmp_path: Path) -> None:
+    wanted = started(init, model_folder("llama"), plain, shake, tmp_path / "a")
+    roles = make_roles(tmp_path / "a", LoraConfig(r=4))
+    roles.add_policy()
+    with roles.use("policy"):
+        torch.testing.assert_close(logits(roles.adapters), wanted, atol=1e-5, rtol=1e-5)
+    assert roles.adapters.config("policy").init_lora_weights is True
+
+
 def test_a_whole_model_has_nothing_to_merge(model_folder, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is a whole model, so there is nothing to merge"):
         merge(model_folder("llama"), tmp_path / "m", torch.float32)
+
+
+def test_whole_layers_that_an_adapter_brings_are_refused_and_not_dropped(
+    model_folder, make_roles, plain, shake, tmp_path: Path
+) -> None:
+    """peft's `modules_to_save`: what plain peft says with them is far from what the factors alone say."""
+    base = str(model_folder("llama"))
+    config = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    theirs = peft.get_peft_model(plain(Path(base)), config)
+    shake((p for p in theirs.parameters() if p.requires_grad), 0.2)
+    theirs.save_pretrained(tmp_path / "headed")
+    said = rf"headed brings weights of whole layers beside its lora adapter \(lm_head\).*accord merge {tmp_path}/headed"
+    with pytest.raises(ModelError, match=said):
+        make_roles(tmp_path / "headed", LoraConfig())
+    with pytest.raises(ModelError, match=said):
+        AdapterSet(plain(Path(base)), base).load("x", tmp_path / "headed", ("score",))
+    merged = AutoModelForCausalLM.from_pretrained(merge(tmp_path / "headed", tmp_path / "m", torch.float32))
+    torch.testing.assert_close(merged(IDS).logits, theirs.eval()(IDS).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Careful, disabling adapter layers with bias")
+@pytest.mark.parametrize("with_bias", ["all", "lora_only"])
+def test_biases_that_an_adapter_brings_are_refused(with_bias, model_folder, plain, shake, tmp_path: Path) -> None:
+    folder = model_folder("gpt2")
+    config = peft.LoraConfig(target_modules=["c_attn"], bias=with_bias, fan_in_fan_out=True)
+    theirs = peft.get_peft_model(plain(folder), config)
+    shake((p for p in theirs.parameters() if p.requires_grad), 0.2)
+    theirs.save_pretrained(tmp_path / "biased")
+    with pytest.raises(ModelError, match=r"biased brings weights of whole layers .*c_attn"):
+        AdapterSet(plain(folder), str(folder)).load("x", tmp_path / "biased")
+
+
+def test_an_embedding_that_peft_saved_unchanged_is_no_change(model_folder, plain, shake, tmp_path: Path) -> None:
+    folder = model_folder("llama")
+    theirs = peft.get_peft_model(plain(folder), peft.LoraConfig(target_modules=["q_proj", "embed_tokens"]))
+    shake((p for name, p in theirs.named_parameters() if "lora_" in name), 0.2)
+    theirs.save_pretrained(tmp_path / "a", save_embedding_layers=True)
+    key = "base_model.model.model.embed_tokens.base_layer.weight"
+    tensors = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    assert key in tensors
+    ours = AdapterSet(plain(folder), str(folder))
+    ours.load("x", tmp_path / "a")
+    with ours.active("x", trains=False):
+        torch.testing.assert_close(logits(ours), theirs.eval()(IDS).logits, atol=1e-5, rtol=1e-5)
+    save_file(tensors | {key: tensors[key] + 1}, tmp_path / "a" / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match="embed_tokens"):
+        AdapterSet(plain(folder), str(folder)).load("x", tmp_path / "a")
+
+
+def test_a_head_is_given_to_who_asks_for_it_and_refused_to_who_does_not(
+    model_folder, plain, reward_adapter: Path
+) -> None:
+    folder = model_folder("llama")
+    assert set(AdapterSet(plain(folder), str(folder)).load("x", reward_adapter, ("score",))) == {"score.weight"}
+    with pytest.raises(ModelError, match=r"beside its lora adapter \(score\)"):
+        AdapterSet(plain(folder), str(folder)).load("x", reward_adapter)

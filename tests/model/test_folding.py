@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from accord.config import ModelConfig
+from accord.batch import TokenBatch
+from accord.config import LoraConfig, ModelConfig
+from accord.errors import ModelError
 from accord.model.folding import folded_bytes, round_either_way
 from accord.model.roles import Roles
+from accord.model.scorer import Scorer
 from accord.rollout.native import NativeEngine
 from accord.rollout.protocol import Request, Sampling
 from model.kinds import KINDS
@@ -89,10 +92,30 @@ def test_the_base_comes_back_if_folding_itself_fails(model_folder, shake, monkey
     assert same_bits(roles, before)
 
 
+@pytest.mark.parametrize(("of", "embedding"), [("llama", "embed_tokens"), ("gpt2", "wte")])
+def test_an_adapted_embedding_is_neither_folded_nor_left_out(of, embedding, model_folder, shake, make_roles) -> None:
+    """Also where the output layer is the same weight: what is sampled has the probabilities that the policy gives it."""
+    query = {"llama": "q_proj", "gpt2": "c_attn"}[of]
+    roles = make_roles(model_folder(of), LoraConfig(r=4, targets=(embedding, query)))
+    roles.add_policy()
+    shake(roles.trainable("policy").values(), 0.2)
+    assert any("lora_embedding" in name for name in roles.trainable("policy"))
+    assert roles.foldable("policy") is None
+    with pytest.raises(ModelError, match="needs a plain LoRA adapter on linear layers"):
+        NativeEngine(roles, 4, merge=True)
+    for response, request in zip(NativeEngine(roles, 4).generate(REQUESTS, Sampling(64)), REQUESTS, strict=True):
+        ids = list(request.prompt_ids + response.token_ids)
+        targets = [False] * len(request.prompt_ids) + [True] * len(response.token_ids)
+        wanted = Scorer(roles, 1000).score(TokenBatch.from_sequences([ids], [targets]), ["old_logprobs_T"])
+        got = torch.tensor(response.logprobs)
+        torch.testing.assert_close(got, wanted["old_logprobs_T"][len(request.prompt_ids) :], atol=1e-4, rtol=1e-4)
+
+
 def test_what_cannot_be_folded_says_so(model_folder, shake) -> None:
     for kind in ("dora", "ia3", "prompt"):
         roles = trained(model_folder("llama"), kind, shake)
         assert roles.foldable("policy") is None
+    assert trained(model_folder("mixtral"), "lora", shake).foldable("policy") is None, "stacked experts"
     roles = Roles(ModelConfig(path=str(model_folder("llama"))), None, torch.device("cpu"))
     roles.add_policy()
     assert roles.foldable("policy") is None

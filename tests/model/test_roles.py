@@ -14,10 +14,12 @@ from transformers import AutoModelForCausalLM
 
 from accord.config import CriticConfig, LoraConfig, ReferenceConfig
 from accord.errors import ModelError
+from accord.model.export import save_policy
 from accord.model.forward import forward
 from accord.model.roles import START, Roles
 from accord.model.scorer import Scorer
 from accord.ops.logprobs import full_kl
+from model.kinds import KINDS
 
 LORA = LoraConfig(r=4, alpha=8)
 ADAPTER_CRITIC = CriticConfig(source="adapter")
@@ -239,6 +241,20 @@ def test_what_is_no_reward_model_is_refused(make_roles, model_folder, policy_ada
             roles.add_reward(str(policy_adapter))
 
 
+@pytest.mark.parametrize("adapter", [LORA, None], ids=["lora", "full"])
+def test_a_reward_model_that_goes_on_learning_starts_with_the_scores_it_gave(
+    adapter, make_roles, model_folder, reward_adapter: Path, batch
+) -> None:
+    frozen = make_roles(model_folder("llama"), LORA)
+    frozen.add_policy()
+    frozen.add_reward(str(reward_adapter))
+    on = make_roles(reward_adapter, adapter)
+    on.add_scorer()
+    wanted = run(frozen, "reward", batch).scores_N
+    torch.testing.assert_close(run(on, "reward", batch).scores_N, wanted, atol=2e-5, rtol=1e-5)
+    assert wanted.std() > 0.02
+
+
 # --- critics -------------------------------------------------------------------------------------------------------------
 
 
@@ -346,6 +362,36 @@ def test_kl_is_exactly_zero_in_bfloat16_too(make_roles, model_folder, batch) -> 
     roles.add_policy()
     roles.add_reference(ReferenceConfig())
     assert_kl_is_exactly_zero(roles, batch)
+
+
+@pytest.mark.parametrize("kind", ["lora", "ia3", "dora"])
+def test_a_reference_of_its_own_says_what_the_run_starts_from_in_bfloat16_too(
+    kind, make_roles, model_folder, shake, batch, tmp_path: Path
+) -> None:
+    """What a young adapter adds is less than half a step of bfloat16: folded in, most of it would be rounded away."""
+    young = make_roles(model_folder("llama"), KINDS[kind], dtype="bfloat16")
+    young.add_policy()
+    shake(young.trainable("policy").values(), 1e-4)
+    save_policy(young, tmp_path / "young")
+    roles = make_roles(tmp_path / "young", KINDS[kind], dtype="bfloat16")
+    roles.add_policy()
+    roles.add_reference(ReferenceConfig(source="model", path=str(tmp_path / "young")))
+    assert not roles.roles["reference"].shared
+    assert_kl_is_exactly_zero(roles, batch)
+    assert not any(p.requires_grad for p in roles.roles["reference"].trunk.parameters())
+
+
+def test_a_reward_of_its_own_gives_the_same_scores_in_bfloat16(
+    make_roles, model_folder, reward_adapter: Path, batch
+) -> None:
+    scores = []
+    for adapter in (LORA, None):  # on the shared base, and on one of its own
+        roles = make_roles(model_folder("llama"), adapter, dtype="bfloat16")
+        roles.add_policy()
+        roles.add_reward(str(reward_adapter))
+        scores.append(run(roles, "reward", batch).scores_N)
+    assert scores[0].std() > 0.02
+    torch.testing.assert_close(scores[1], scores[0], atol=2e-3, rtol=4e-3)  # the head is rounded to bfloat16
 
 
 def test_an_output_layer_that_is_adapted_is_refused(make_roles, model_folder) -> None:

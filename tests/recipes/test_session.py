@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 import accord
 from accord.algorithms.rollouts import rollout_batch
 from accord.errors import AccordWarning, ConfigError, DataError, ModelError, RewardError, RunError
+from accord.training.state import find_fault
 from accord.types import Rollout
 from recipes.tiny_runs import recipe_dict, run, same_weights, timeless
 
@@ -334,6 +335,25 @@ def test_states_that_cannot_be_loaded(base, tmp_path: Path):
     with pytest.warns(AccordWarning, match="step-000001 is damaged.*falling back"):
         session.load_state(tmp_path / "state")
     assert session.iteration == 0
+
+
+def test_states_of_another_session_are_not_removed(base, tmp_path: Path):
+    first, folder = opened(base, tmp_path, {"train": {"keep": 1}}), tmp_path / "state"
+    first.step(QUERIES, ANSWERS, SCORES)
+    kept = first.save_state(folder)
+    other = opened(base, tmp_path, {"train": {"keep": 1}})
+    for _ in range(2):  # before, and at the same iteration
+        with pytest.raises(
+            RunError, match=r"neither wrote nor loaded \(step-000001\).*load_state, or choose another folder"
+        ):
+            other.save_state(folder)
+        assert [path.name for path in folder.iterdir()] == [kept.name] and find_fault(kept) is None
+        other.step(QUERIES, ANSWERS, SCORES)
+    other.save_state(tmp_path / "own")
+    other.load_state(folder)
+    other.step(QUERIES, ANSWERS, SCORES)
+    assert other.save_state(folder).name == "step-000002"
+    assert [path.name for path in folder.iterdir()] == ["step-000002"], "it goes on there, as a run does"
 
 
 def test_a_session_learns_against_a_reference_that_shares_layers(base, tmp_path: Path):

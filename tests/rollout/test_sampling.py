@@ -97,6 +97,20 @@ def test_bfloat16_logits_are_drawn_from_in_float32() -> None:
     assert logprobs.dtype == torch.float32
 
 
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_no_more_than_k_tokens_stay_where_logits_are_equal(top_p: float) -> None:
+    """Neighbouring numbers are one number in bfloat16, as many logits of a real model are."""
+    logits = torch.linspace(2.0, 2.1, 50).bfloat16()
+    assert len(logits.unique()) < 10
+    uniforms = torch.rand(5000, generator=torch.Generator().manual_seed(4))
+    tokens, logprobs = sample_tokens(logits.expand(5000, -1), uniforms, Sampling(1, top_k=5, top_p=top_p))
+    drawn = tokens.unique()
+    assert len(drawn) == 5 and (logits[drawn] == logits.max()).all()
+    torch.testing.assert_close(logprobs, torch.full((5000,), 5.0).log().neg(), atol=1e-6, rtol=1e-6)
+    alone, _ = sample_tokens(logits[None], uniforms[:1], Sampling(1, top_k=5, top_p=top_p))
+    assert torch.equal(alone, tokens[:1]), "the same ones in any batch"
+
+
 def test_logits_are_left_as_they_were() -> None:
     logits = LOGITS[None].clone()
     sample_tokens(logits, torch.tensor([0.5]), Sampling(1, temperature=0.5, top_k=2, top_p=0.5))

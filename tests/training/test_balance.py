@@ -34,13 +34,13 @@ def examples() -> list[TokenSequence]:
 
 
 def learner_of(
-    folder: Path, coef: float | None, micro: int = 4096, adapter: LoraConfig | None = None
+    folder: Path, coef: float | None, micro: int = 4096, adapter: LoraConfig | None = None, again: bool = False
 ) -> tuple[Learner, TokenBatch]:
     torch.manual_seed(0)
     roles = Roles(ModelConfig(path=str(folder), router_aux_coef=coef), adapter, torch.device("cpu"))
     roles.add_policy()
     algorithm = SFT()
-    config = TRAIN.model_copy(update={"micro_batch_tokens": micro})
+    config = TRAIN.model_copy(update={"micro_batch_tokens": micro, "activation_checkpointing": again})
     return Learner(roles, algorithm, config, 10), algorithm.prepare(examples(), Scorer(roles, 4096))[0]
 
 
@@ -131,6 +131,23 @@ def test_adapters_feel_it_too_in_any_split(family: str, model_folder, shake) -> 
     assert "moe/aux_loss" in metrics and "moe/aux_loss" not in none
     assert all(torch.allclose(split[name], whole[name], rtol=1e-3, atol=1e-5) for name in whole)
     assert any(not torch.allclose(without[name], whole[name], rtol=1e-2, atol=1e-4) for name in whole)
+
+
+@pytest.mark.parametrize("adapter", [None, LoraConfig(r=4)], ids=["full", "lora"])
+@pytest.mark.parametrize("micro", [4096, 14])
+@pytest.mark.parametrize("family", EXPERTS)
+def test_layers_that_are_computed_again_give_the_same_balance(
+    family: str, micro: int, adapter, model_folder, shake
+) -> None:
+    results = []
+    for again in (False, True):
+        learner, batch = learner_of(model_folder(family), 0.7, micro, adapter, again)
+        shake(learner.weights.values())
+        results.append(gradients(learner, batch))
+    (plain, metrics), (computed_again, same) = results
+    assert same == pytest.approx(metrics, rel=1e-6) and "moe/aux_loss" in metrics
+    assert plain.keys() == computed_again.keys()
+    assert all(torch.allclose(computed_again[name], plain[name], rtol=1e-5, atol=1e-7) for name in plain)
 
 
 def test_the_checkpoint_s_own_coefficient_is_the_default(model_folder) -> None:

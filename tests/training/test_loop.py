@@ -58,6 +58,15 @@ def test_seeds_follow_from_seed_and_iteration_alone():
     assert draws(3) == draws(3, -1)
 
 
+@pytest.mark.parametrize(
+    ("kind", "over"), [("sft", {"data": {"eval_fraction": 0.25}}), ("ppo", {"rollout": {"merge_adapter": True}})]
+)
+@pytest.mark.parametrize("seed", [1_700_000_000_000_000_000, 2**63 - 1])
+def test_a_run_with_a_large_seed(seed, kind, over, base, tmp_path):
+    """Such as the nanoseconds of a clock."""
+    assert len(accord.train(recipe_dict(kind, base, tmp_path, over | {"seed": seed}), quiet=True).metrics) == 2
+
+
 @pytest.mark.parametrize("learnt", [False, True], ids=["first_iteration", "second_iteration"])
 def test_a_polite_kill_says_how_to_go_on(learnt, base, tmp_path):
     """SIGTERM while a reward is computed ends the run at once, and its message is true."""

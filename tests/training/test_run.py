@@ -136,6 +136,53 @@ def test_a_reward_that_fails_in_the_first_iteration_leaves_nothing_either(base, 
     assert len(run("ppo", base, tmp_path).metrics) == 2
 
 
+def test_nor_does_its_tracker(base, tmp_path: Path):
+    """The mended recipe runs with the same command, whatever the tracker had begun to write."""
+    pytest.importorskip("tensorboard")
+    config = recipe_dict("ppo", base, tmp_path, {"train": {"sinks": ["tensorboard"]}})
+    good = (tmp_path / "rewards.py").read_text()
+    fails = (
+        f"import os\n\ndef brevity(prompts, responses):\n    raise ValueError(os.listdir({str(tmp_path / 'run')!r}))\n"
+    )
+    (tmp_path / "rewards.py").write_text(fails)
+    with pytest.raises(RewardError, match="'tensorboard'"):
+        accord.train(config, quiet=True)
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "rewards.py").write_text(good)
+    assert len(accord.train(config, quiet=True).metrics) == 2
+
+
+def test_a_folder_that_cannot_be_filled_is_left_as_it_was(tmp_path: Path, monkeypatch):
+    def full() -> dict[str, str]:
+        raise OSError("no space left on device")
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(RunError, match=r"the recipe could not be written to .*no space left"),
+    ):
+        patch.setattr("accord.training.run.environment", full)  # the recipe itself is written by then
+        RunDirectory(ppo(tmp_path), resume=False)
+    assert not (tmp_path / "run").exists()
+    RunDirectory(ppo(tmp_path), resume=False).close()
+
+
+def test_what_wandb_keeps_goes_as_well(tmp_path: Path):
+    directory = RunDirectory(ppo(tmp_path), resume=False)
+    (directory.path / "wandb" / "offline-run-1").mkdir(parents=True)
+    (directory.path / "wandb" / "latest-run").symlink_to("offline-run-1")
+    (directory.path / ".wandb-id").write_text("0123")
+    directory.close()
+    assert not directory.path.exists()
+
+
+def test_what_others_put_into_the_folder_stays(tmp_path: Path):
+    directory = RunDirectory(ppo(tmp_path), resume=False)
+    (directory.path / "tensorboard").mkdir()
+    (directory.path / "thesis.tex").write_text("mine")
+    directory.close()
+    assert {path.name for path in directory.path.iterdir()} >= {"tensorboard", "thesis.tex", "config.yaml"}
+
+
 def test_what_was_learnt_stays_when_a_later_iteration_fails(base, tmp_path: Path):
     config = recipe_dict("ppo", base, tmp_path)
     (tmp_path / "rewards.py").write_text(

@@ -61,7 +61,7 @@ def test_truncate_leaves_the_old_file_when_the_new_one_cannot_be_written(tmp_pat
 
     sink = JsonlSink(path)
     monkeypatch.setattr(sinks.os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunError, match=r"metrics could not be written to .*: disk full\."):
         sink.truncate_after(1)
     assert path.read_bytes() == before
 

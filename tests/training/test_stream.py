@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from accord.training.stream import Stream
+from accord.training.stream import Stream, order_seed
 
 ITEMS = list(range(10))
 
@@ -27,6 +27,13 @@ def test_every_item_once_in_each_epoch_and_each_epoch_in_another_order():
 def test_neighbouring_seeds_have_unrelated_orders():
     orders = {tuple(Stream(ITEMS, 10, seed).batch(epoch)) for seed in range(5) for epoch in range(5)}
     assert len(orders) == 25
+
+
+def test_a_seed_may_be_as_large_as_a_recipe_allows():
+    large = [Stream(ITEMS, 10, seed).batch(0) for seed in (2**63 - 1, 2**63 - 2, 1_700_000_000_000_000_000)]
+    assert [sorted(order) for order in large] == [ITEMS] * 3 and len({tuple(order) for order in large}) == 3
+    assert order_seed(5, 7) == 5_000_022, "orders of small seeds are those that results were published with"
+    assert order_seed(2**63 - 1, 3) == 2**63 - 1_000_000
 
 
 def test_the_last_batch_has_what_is_left():

@@ -44,7 +44,7 @@ class Recipe(Section):
     push: str | None = None
     """Repository on the Hugging Face hub, such as `me/my-model`: the model is pushed there when the run ends. A repository that
     is not there yet is made, private."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Same seed, same run."""
 
     @model_validator(mode="before")

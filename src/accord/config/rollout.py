@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from accord.config.base import Section
 
@@ -65,6 +65,13 @@ class RolloutConfig(Section):
     most an eighth of the device's memory, and there are enough tokens to sample."""
     speculative: SpeculativeConfig | None = None
     """Speculative decoding by n-gram look-up; null = off."""
+
+    @field_validator("stop")
+    @classmethod
+    def _stop_says_something(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(value):
+            raise ValueError("an empty text would end each response at its first token; leave it out")
+        return value
 
     def warnings(self) -> list[str]:
         """Settings that run, but seldom do what is wanted."""

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import peft
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from accord.config import METHODS, AdaLoraConfig
 from accord.errors import ConfigError, ModelError
-from accord.model.loading import (
-    trunk_of,
-)
+from accord.model.loading import trunk_of
 from accord.model.lora import use_thin_layers
+from accord.model.merging import refuse_changed_base
 from accord.model.methods import METHOD_OF
 from accord.model.prompts import VirtualTokens, check_virtual_tokens
 from accord.model.ranks import RankBudget
@@ -116,10 +116,18 @@ class AdapterSet:
             return True
         return all(other.peft_type == config.peft_type for other in self.wrapped.peft_config.values())
 
-    def load(self, name: str, folder: Path) -> dict[str, Tensor]:
+    def load(self, name: str, folder: Path, heads: Collection[str] = ()) -> dict[str, Tensor]:
         """Put a saved adapter on the base; returns the weights of its head by name, none for a causal model's.
 
         A network that made virtual tokens is not saved with them (by peft neither): they then learn by themselves.
+
+        Args:
+            name: which it gets.
+            folder: where it lies.
+            heads: modules beside the base that the caller takes weights of, such as `score`.
+
+        Raises:
+            ModelError: it is of another kind, does not fit, or changes the base by more than factors and these heads.
         """
         config = peft.PeftConfig.from_pretrained(str(folder))
         if config.peft_type not in METHOD_OF:
@@ -128,6 +136,9 @@ class AdapterSet:
             )
         if not (folder / WEIGHTS).is_file():
             raise ModelError(f"{folder} holds an adapter's config, but not its weights: there is no {WEIGHTS}")
+        refuse_changed_base(folder)
+        if isinstance(config, peft.LoraConfig):
+            config.init_lora_weights = True  # all weights come from the file, and those of copies from it
         config.modules_to_save, config.task_type = None, task_type(self.model)  # type: ignore[attr-defined]
         config.inference_mode = config.is_prompt_learning
         config.base_model_name_or_path = None  # peft would compare it with how the base was named here
@@ -135,11 +146,9 @@ class AdapterSet:
         tensors = load_file(folder / WEIGHTS)
         root = self._root(name)
         kept = {key: tensor for key, tensor in tensors.items() if key == "prompt_embeddings" or _is_factor(key)}
-        head = {
-            key.removeprefix(root): tensor
-            for key, tensor in tensors.items()
-            if key not in kept and key.startswith(root)
-        }
+        whole = {key: tensor for key, tensor in tensors.items() if key not in kept and key.startswith(root)}
+        head = {key.removeprefix(root): t for key, t in whole.items() if _module(key.removeprefix(root)) in heads}
+        self._refuse_whole(name, folder, {key: t for key, t in whole.items() if key.removeprefix(root) not in head})
         try:
             result: Any = peft.set_peft_model_state_dict(self._holder(name), dict(kept), adapter_name=name)
         except (RuntimeError, KeyError, ValueError) as error:
@@ -157,6 +166,19 @@ class AdapterSet:
         self._switch(*self._now)
         self.model.eval()
         return head
+
+    def _refuse_whole(self, name: str, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse weights of the base that an adapter brings along (peft's `modules_to_save`, biases, new tokens): one base serves
+        all roles, so there is no place for them. Those that equal the base's own are no change; peft saves such embeddings."""
+        own = self._holder(name).state_dict() if tensors else {}
+        other = [key for key, tensor in tensors.items() if key not in own or not _equal(own[key], tensor)]
+        if other:
+            modules = sorted({_module(key.removeprefix(self._root(name))) for key in other})
+            raise ModelError(
+                f"{folder} brings weights of whole layers beside its {METHOD_OF[self.config(name).peft_type]} adapter "
+                f"({', '.join(modules[:4])}{', ...' if len(modules) > 4 else ''}), and a base that serves several roles cannot "
+                f"take them: fold it in with `accord merge {folder} FOLDER` and use FOLDER"
+            )
 
     def copy(self, source: str, target: str) -> None:
         """Add an adapter with the same shape and weights as another."""
@@ -354,6 +376,15 @@ def _expected() -> Iterator[None]:
         for message in EXPECTED:
             warnings.filterwarnings("ignore", message=message)
         yield
+
+
+def _module(key: str) -> str:
+    """The module that a tensor belongs to."""
+    return key.rpartition(".")[0]
+
+
+def _equal(own: Tensor, saved: Tensor) -> bool:
+    return own.shape == saved.shape and torch.equal(own.cpu(), saved.to(own.dtype))
 
 
 def _is_factor(key: str) -> bool:

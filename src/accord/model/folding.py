@@ -14,22 +14,27 @@ from typing import Any, cast
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 FOLDABLE = (torch.float32, torch.bfloat16)
+LINEAR = (nn.Linear, Conv1D)
 
 
 def folded_layers(model: nn.Module, adapter: str) -> list[LoraLayer] | None:
     """The layers that an adapter changes, if it can be folded into all of them; `None` if not: DoRA and other variants, biases
-    of their own, quantised or sharded weights, layers that are not linear, weights that two layers share."""
+    of their own, quantised or sharded weights, layers that are not linear (embeddings, stacked experts), weights that two layers
+    share."""
     layers: list[Any] = [
-        module for module in model.modules() if isinstance(module, LoraLayer) and adapter in module.lora_A
+        module
+        for module in model.modules()
+        if isinstance(module, LoraLayer) and (adapter in module.lora_A or adapter in module.lora_embedding_A)
     ]
     weights = [getattr(layer.get_base_layer(), "weight", None) for layer in layers]
     plain = all(
-        type(weight) is nn.Parameter
+        isinstance(layer.get_base_layer(), LINEAR)
+        and type(weight) is nn.Parameter
         and type(weight.data) is Tensor
         and weight.dtype in FOLDABLE
-        and weight.ndim == 2
         and hasattr(layer, "get_delta_weight")
         and adapter not in getattr(layer, "lora_variant", {})
         and not getattr(layer, "lora_bias", {}).get(adapter, False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import peft
 import torch
@@ -25,11 +26,43 @@ from accord.model.loading import (
 from accord.model.methods import METHOD_OF
 from accord.model.score_facts import read_facts, write_facts
 
+TAKEN_FROM_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""How values of peft's `init_lora_weights` begin that take the start out of the base's weights, which are others from then on."""
+REPEATABLE = ("pissa", "olora")
+"""Those that peft does again when it loads the adapter, with the same result: they need neither random numbers nor data."""
+
 
 def method_of_folder(folder: Path) -> str:
     """The method of a saved adapter, as recipes call it; peft's own name if they have none."""
-    kind = str(json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("peft_type"))
+    kind = str(_read_config(folder).get("peft_type"))
     return METHOD_OF.get(kind, kind)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    return config
+
+
+def refuse_changed_base(folder: Path, repeatable: bool = False) -> None:
+    """Refuse an adapter that stands on other weights than those of the base that it names.
+
+    Args:
+        folder: of the adapter.
+        repeatable: whether its base may be changed again, where that gives the same weights.
+
+    Raises:
+        ModelError: it does.
+    """
+    start = str(_read_config(folder).get("init_lora_weights")).lower()
+    if not start.startswith(TAKEN_FROM_BASE) or (repeatable and start in REPEATABLE):
+        return
+    how = "convert it to plain LoRA where it was made (peft: save_pretrained(..., path_initial_model_for_weight_conversion=...))"
+    if start in REPEATABLE:
+        how = f"fold it in with `accord merge {folder} FOLDER` and use FOLDER"
+    why = "cannot be told from its files" if repeatable else "are not those of a base that serves several roles"
+    raise ModelError(
+        f"{folder} was started from its base's own weights (init_lora_weights: {start}); what is left of these {why}: {how}"
+    )
 
 
 def has_virtual_tokens(folder: Path) -> bool:
@@ -53,6 +86,33 @@ def check_mergeable(folder: Path, purpose: str) -> None:
             f"{folder} is a {method_of_folder(folder)} adapter: its virtual tokens stand beside the base's weights and "
             f"cannot be folded into them; {purpose}"
         )
+
+
+def folded_in(model: Any, folder: Path) -> Any:
+    """A model with a saved adapter as part of its weights, in their type; the one that is given is used up.
+
+    Args:
+        model: of transformers, as the adapter's task needs it.
+        folder: of the adapter.
+
+    Raises:
+        ModelError: the adapter changes one of several layers that are one weight, such as a tied embedding: all would change;
+            or the weights below it are not known.
+    """
+    refuse_changed_base(folder, repeatable=True)
+    layers_of: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        layers_of.setdefault(id(parameter), []).append(name.rpartition(".")[0])
+    tied = {layer: layers for layers in layers_of.values() if len(layers) > 1 for layer in layers}
+    wrapped: Any = peft.PeftModel.from_pretrained(model, str(folder))
+    for layer in wrapped.base_model.targeted_module_names:
+        if layer in tied:
+            others = ", ".join(other for other in tied[layer] if other != layer)
+            raise ModelError(
+                f"{folder} adapts {layer}, whose weight is also that of {others} (tie_word_embeddings), so folded in it would "
+                "change both: use the adapter as it is, or train one without that layer (adapter.targets)"
+            )
+    return wrapped.merge_and_unload(safe_merge=True)
 
 
 def merge(adapter: Path, output: Path, dtype: torch.dtype, trust_remote_code: bool = False) -> Path:
@@ -81,7 +141,7 @@ def merge(adapter: Path, output: Path, dtype: torch.dtype, trust_remote_code: bo
         base = load_weights(
             location.base, torch.float32, cpu, scorer=scorer, headless=scorer, trust_remote_code=trust_remote_code
         )
-    merged = peft.PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
+    merged = folded_in(base, adapter)
     if scorer or facts is not None:
         merged.config.pad_token_id = distinct_padding(tokenizer)
     with quiet_progress():

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from accord.config import AdapterConfig, CriticConfig, ModelConfig, ReferenceConfig
 from accord.errors import ModelError
 from accord.model.adapters import SCORE, AdapterSet
-from accord.model.classifiers import ClassFacts, head_shape, read_labels, refuse_classes, saved_head
+from accord.model.classifiers import HEADS, ClassFacts, head_shape, read_labels, refuse_classes, saved_head
 from accord.model.critic import read_value_head, saved_critic
 from accord.model.device import visiting
 from accord.model.folding import LoraLayer, folded, folded_layers
@@ -32,7 +32,7 @@ from accord.model.loading import (
     trunk_of,
     weight_type,
 )
-from accord.model.merging import check_mergeable, has_virtual_tokens
+from accord.model.merging import check_mergeable, folded_in, has_virtual_tokens, refuse_changed_base
 from accord.model.methods import peft_config
 from accord.model.prompts import VirtualTokens
 from accord.model.sharing import share_layers
@@ -79,6 +79,8 @@ class Roles:
         self.location = locate(config.source)
         if adapter is None and self.location.adapter is not None:
             check_mergeable(self.location.adapter, FOLD_IN)
+        elif self.location.adapter is not None:
+            refuse_changed_base(self.location.adapter)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(config, self.location)
         self.dtype = weight_type(config, self.location, trained=adapter is None)
         self.model: PreTrainedModel = self._load(self.location, trained=adapter is None, tensors=tensors)
@@ -87,7 +89,7 @@ class Roles:
         if adapter is not None:
             self.model.requires_grad_(False)
             if self.location.adapter is not None:
-                self.adapters.load(START, self.location.adapter)
+                self.adapters.load(START, self.location.adapter, HEADS)  # heads are taken by what learns one
         elif self.location.adapter is not None:
             self._fold_in(self.location.adapter)
         self.model.eval()
@@ -112,9 +114,7 @@ class Roles:
 
     def _fold_in(self, folder: Path) -> None:
         """Full fine-tuning from an adapter: the adapter becomes part of the weights that learn."""
-        import peft
-
-        self.model = peft.PeftModel.from_pretrained(self.model, str(folder)).merge_and_unload()
+        self.model = folded_in(self.model, folder)
         self.model.requires_grad_(True)
         self.adapters = AdapterSet(self.model, self.location.base)
 
@@ -194,7 +194,7 @@ class Roles:
         self, path: str, scorer: bool = False, trained: bool = False
     ) -> tuple[PreTrainedModel, VirtualTokens | None]:
         """A separate model, frozen unless it is to be trained; an adapter is folded into it, or stays on it where its weights are
-        quantised, or its virtual tokens are given beside it."""
+        not float32 (which would round away what it has learnt), or its virtual tokens are given beside it."""
         location = locate(path)
         if scorer:
             refuse_classes(path, location, "a reward model")
@@ -207,16 +207,14 @@ class Roles:
             )
         model = self._load(location, scorer, trained)
         prompt = None
-        quantized = self.config.quantize != "none" and not trained
-        if location.adapter is not None and (quantized or has_virtual_tokens(location.adapter)):
-            adapters = AdapterSet(model.requires_grad_(False), location.base)
-            self._set_score(model, adapters.load(START, location.adapter))
+        stays = not trained and (self.config.quantize != "none" or model.dtype != torch.float32)
+        if location.adapter is not None and (stays or has_virtual_tokens(location.adapter)):
+            adapters = AdapterSet(model.requires_grad_(False), location.base, self.adapters.thin)
+            self._set_score(model, adapters.load(START, location.adapter, ("score",)))
             prompt = adapters.prompt(START)
             adapters.hold(START)
         elif location.adapter is not None:
-            import peft
-
-            model = peft.PeftModel.from_pretrained(model, str(location.adapter)).merge_and_unload()
+            model = folded_in(model, location.adapter)
         return model.eval().requires_grad_(trained), prompt
 
     @staticmethod
@@ -233,7 +231,7 @@ class Roles:
         if location.adapter is not None and self.adapter_config is not None and self._shares(location):
             refuse_classes(path, location, "a reward model")
             adapter = name.replace("/", "_").replace(".", "_")
-            weight = self.adapters.load(adapter, location.adapter).get(SCORE)
+            weight = self.adapters.load(adapter, location.adapter, ("score",)).get(SCORE)
             if weight is None:
                 raise ModelError(f"{path} is an adapter without a score head, so it is not a reward model")
             head = self._new_head(weight).requires_grad_(False)
@@ -266,7 +264,8 @@ class Roles:
         return base == self.location.base or same_path
 
     def add_scorer(self, stepwise: bool = False) -> None:
-        """A reward model that learns: own adapter (or the base itself) and a score head.
+        """A reward model that learns: own adapter (or the base itself) and a score head, which starts at 0; or, going on from
+        an adapter that is a reward model, as that one's.
 
         Raises:
             ModelError: the base's family has no sequence classifier in transformers that could be saved.
@@ -274,7 +273,9 @@ class Roles:
         refuse_scorer(self.location.base, self.model.config)
         self._new_adapter("reward")
         adapter = "reward" if self.adapter_config is not None else None
-        head = self._new_head()
+        start = self.location.adapter
+        goes_on = start is not None and is_scorer(self.location) and read_labels(self.location) is None
+        head = self._new_head(saved_head(start, "score")["weight"] if start is not None and goes_on else None)
         trunk, prompt = trunk_of(self.model), self.adapters.prompt(adapter)
         self.roles["reward"] = self._role(
             "reward", trunk, adapter=adapter, score_head=head, stepwise=stepwise, trains=True, prompt=prompt
@@ -347,7 +348,7 @@ class Roles:
         """Put the critic's adapter that was saved beside the policy on the base; returns the weight of its head."""
         folder = saved_critic(self.config.path, "adapter")
         location = locate(str(folder))
-        weight = self.adapters.load("critic", folder).get(SCORE) if self._is_base(location.base) else None
+        weight = self.adapters.load("critic", folder, ("score",)).get(SCORE) if self._is_base(location.base) else None
         if weight is None:
             raise ModelError(f"{folder} is no critic of {self.location.base}: an adapter on {location.base}")
         return weight

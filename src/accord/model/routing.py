@@ -55,17 +55,17 @@ class Routers:
 
     @contextmanager
     def watched(self, uses_U: Tensor | None = None) -> Iterator[Tally]:
-        """Count what the routers decide inside.
+        """Count what the routers decide inside; the tally is filled at the end.
 
         Args:
             uses_U: of the tokens that go through the model, how often each counts; `None`: once.
         """
-        tally = Tally(self.top_k)
+        tally, seen = Tally(self.top_k), list[Tensor]()
 
         def take(index: int) -> Any:
             def hook(module: nn.Module, arguments: Any, output: Any) -> None:
-                logits = output[index] if isinstance(output, tuple) else output
-                tally.add(logits.flatten(0, -2), uses_U)
+                # No arithmetic here: a layer that is computed again in backward has no hook by then, and must do the same.
+                seen.append(output[index] if isinstance(output, tuple) else output)
 
             return hook
 
@@ -75,6 +75,8 @@ class Routers:
         finally:
             for handle in handles:
                 handle.remove()
+        for logits in seen:
+            tally.add(logits.flatten(0, -2), uses_U)
 
 
 def routers_of(model: PreTrainedModel, trunk: nn.Module, coef: float | None) -> Routers | None:

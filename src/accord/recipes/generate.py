@@ -53,6 +53,7 @@ class GenerateOptions:
             "top_p must be above 0 and at most 1": 0 < self.top_p <= 1,
             "max_sequences must be 1 or more": self.max_sequences >= 1,
             "seed must be 0 or more": self.seed >= 0,
+            "stop must not be an empty text, which would end each response at its first token": all(self.stop),
         }
         broken = [rule for rule, holds in rules.items() if not holds]
         if broken:

@@ -24,13 +24,14 @@ from accord.recipes.ppo import make_algorithm
 from accord.recipes.rollouts import add_roles, check_critic, make_engine, make_ptx, make_sampling, own_rates
 from accord.rewards.protocol import checked_rewards, describe, with_scores
 from accord.rollout.collect import Collector
+from accord.training.disk import writing
 from accord.training.learner import Learner
 from accord.training.loop import learn, seed_everything
 from accord.training.optim import MakeOptimizer
 from accord.training.run import changed_keys
 from accord.training.schedule import MakeScheduler
 from accord.training.sources import lag_metric
-from accord.training.state import read_newest, write_checkpoint
+from accord.training.state import checkpoints, read_newest, write_checkpoint
 from accord.types import Rollout, Text
 
 UNREAD = {"data": {"path": "(session)"}, "output": "(session)"}
@@ -113,6 +114,7 @@ class PPO:
         seed, samples = recipe.seed, recipe.rollout.samples
         self._collector = Collector(self.engine, None, self.roles.tokenizer, sampling, samples, seed)
         self._calls = 0
+        self._states: set[Path] = set()
         self.iteration = 0
         """Steps taken with `step`."""
 
@@ -217,13 +219,24 @@ class PPO:
         Go on from there with `accord.PPO({"model": {"path": folder}, "critic": {"start": "saved"}})`; the reference is then the
         policy that was saved. For a continuation as if there had been no break see `save_state`.
         """
-        save_policy_and_critic(self.roles, Path(folder))
-        write_card(Path(folder), tags=("ppo",), trained_from=self.recipe.model.source)
+        with writing("the model", Path(folder)):
+            save_policy_and_critic(self.roles, Path(folder))
+            write_card(Path(folder), tags=("ppo",), trained_from=self.recipe.model.source)
         return Path(folder)
 
     def save_state(self, folder: str | Path) -> Path:
         """Write a checkpoint into a folder: all that learns, the optimiser, the KL's weight, and how often `generate` and `step`
-        were called; `train.keep` of them are kept. Returns the path of this one."""
+        were called; `train.keep` of them are kept. Returns the path of this one.
+
+        Raises:
+            RunError: states of another session, which would be removed, lie there; or it cannot be written.
+        """
+        others = [path.name for path in checkpoints(Path(folder)) if path.resolve() not in self._states]
+        if others:
+            raise RunError(
+                f"{folder} holds states that this session neither wrote nor loaded ({', '.join(others)}), and only the newest "
+                f"{self.recipe.train.keep} up to its own would stay: go on from there with load_state, or choose another folder"
+            )
         state = {
             "steps": self.learner.steps,
             "learner": self.learner.state_dict(),
@@ -231,7 +244,9 @@ class PPO:
             "calls": self._calls,
             "recipe": yaml.safe_load(dump(self.recipe)),
         }
-        return write_checkpoint(Path(folder), self.iteration, self.learner.tensors(), state, self.recipe.train.keep)
+        written = write_checkpoint(Path(folder), self.iteration, self.learner.tensors(), state, self.recipe.train.keep)
+        self._states.add(written.resolve())
+        return written
 
     def load_state(self, folder: str | Path) -> None:
         """Be where the session was that wrote the newest checkpoint in a folder: what follows is the same, bit for bit on a CPU.
@@ -254,3 +269,4 @@ class PPO:
         self.algorithm.load_state_dict(checkpoint.state["algorithm"])
         self._calls, self.iteration = int(checkpoint.state["calls"]), checkpoint.iteration
         self.engine.load(None, self.iteration)
+        self._states.update(path.resolve() for path in checkpoints(Path(folder)))

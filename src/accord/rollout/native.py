@@ -72,7 +72,7 @@ class NativeEngine:
         self.max_sequences = max_sequences
         if merge and roles.foldable(role) is None:
             raise ModelError(
-                "rollout.merge_adapter: true needs a plain LoRA adapter on weights of float32 or bfloat16 that are not "
+                "rollout.merge_adapter: true needs a plain LoRA adapter on linear layers of float32 or bfloat16 that are not "
                 "quantised; leave it at auto"
             )
         self.prefill_tokens = prefill_tokens

@@ -40,8 +40,9 @@ def _sample(logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling) -> tuple[
     if sampling.temperature != 1.0:
         logits_BV = logits_BV.float() / sampling.temperature
     if 0 < sampling.top_k < logits_BV.shape[-1]:
-        smallest_kept = logits_BV.topk(sampling.top_k, dim=-1).values[:, -1:]
-        logits_BV = logits_BV.masked_fill(logits_BV < smallest_kept, -torch.inf)
+        # By place: bfloat16 logits are often equal, and no more than k may stay.
+        kept = logits_BV.topk(sampling.top_k, dim=-1)
+        logits_BV = torch.full_like(logits_BV, -torch.inf).scatter_(-1, kept.indices, kept.values)
     if sampling.top_p < 1.0:
         logits_BV = _keep_nucleus(logits_BV, sampling.top_p)
     probabilities_BV = torch.softmax(logits_BV, -1, dtype=torch.float32)

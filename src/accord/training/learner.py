@@ -181,9 +181,12 @@ class Learner:
         bad = [name for name, value in metrics.items() if not torch.isfinite(torch.tensor(value))]
         if bad:
             self.optimizer.zero_grad(set_to_none=True)
+            advice = "Lower train.learning_rate, or look for"
+            if self.steps == 0:
+                advice = "It is the first, so look for NaN in the model's weights, a model.dtype that overflows, or"
             raise TrainingError(
-                f"step {self.steps + 1}: {', '.join(bad)} not finite, so the step was not taken. Lower train.learning_rate, "
-                "or look for scores of extreme size (algorithm.reward_clip bounds them); then go on with --resume"
+                f"step {self.steps + 1}: {', '.join(bad)} not finite, so the step was not taken. {advice} scores of extreme size "
+                "(algorithm.reward_clip bounds them)"
             )
 
     # --- state -------------------------------------------------------------------------------------------------------

@@ -18,17 +18,19 @@ import torch
 from accord.algorithms import Algorithm, Metrics
 from accord.batch import TokenBatch
 from accord.config import Recipe
-from accord.errors import AccordWarning, RunError
+from accord.errors import AccordWarning, RunError, TrainingError
 from accord.model.device import PeakMemory
 from accord.model.scorer import Scorer
 from accord.rollout.protocol import Engine
 from accord.training.card import write_run_card
 from accord.training.console import Console
+from accord.training.disk import writing
 from accord.training.evaluate import with_perplexity
 from accord.training.learner import Learner
 from accord.training.run import Run, RunDirectory, read_metrics
 from accord.training.sinks import METRICS_FILE, Sink, open_sinks
-from accord.training.state import read_newest, write_checkpoint
+from accord.training.state import checkpoints, read_newest, steps_of, write_checkpoint
+from accord.training.stream import order_seed
 
 
 class Source(Protocol):
@@ -129,9 +131,11 @@ def run_loop(
             for sink in sinks:
                 sink.close()
         if first_rank:
-            parts.save(directory.model)
-            write_report(directory.path)
-            write_run_card(parts, directory)
+            with writing("the model", directory.model):
+                parts.save(directory.model)
+                write_run_card(parts, directory)
+            with writing("the report", directory.path):
+                write_report(directory.path)
             console.summary(_summary(parts, directory, memory))
     return Run(directory.path, read_metrics(directory.path))
 
@@ -148,9 +152,12 @@ def _iterate(parts: Parts, iteration: int, directory: RunDirectory, console: Con
     items, metrics = parts.source.collect(iteration, console)
     memory.lap("rollout" if parts.engine is not None else "data")
     console.phase("update", parts.steps_per_iteration)
-    batch, learnt = learn(
-        items, parts.algorithm, parts.learner, parts.scorer, parts.recipe.seed, iteration, console.advance, memory
-    )
+    try:
+        batch, learnt = learn(
+            items, parts.algorithm, parts.learner, parts.scorer, parts.recipe.seed, iteration, console.advance, memory
+        )
+    except TrainingError as error:
+        raise TrainingError(f"{error}; {_way_on(parts.learner.steps, directory)}") from error
     metrics |= with_perplexity(learnt)
     if parts.engine is not None:
         parts.engine.load(None, iteration + 1)
@@ -202,7 +209,7 @@ def learn(
     if memory is not None:
         memory.lap("score")
     updating = time.perf_counter()
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + iteration)
+    generator = torch.Generator().manual_seed(order_seed(seed, iteration))
     steps: list[Metrics] = []
     minibatches = algorithm.minibatches(batch, generator)
     for minibatch in minibatches:
@@ -286,6 +293,19 @@ def _restore(parts: Parts, directory: RunDirectory) -> tuple[int, list[str]]:
     if parts.engine is not None:
         parts.engine.load(None, checkpoint.iteration)
     return checkpoint.iteration, [*notes, f"resumed from {checkpoint.path.name}"]
+
+
+def _way_on(steps: int, directory: RunDirectory) -> str:
+    """What lets a run go on after a step that was not finite: weights that gave it lie in the newest checkpoint if nothing was
+    learnt since, and would give it again."""
+    newest, before = [*reversed(checkpoints(directory.checkpoints)), None, None][:2]
+    if newest is None or steps_of(newest) != steps:
+        return "then go on with --resume"
+    where = f"from {before.name}" if before is not None else "from the beginning"
+    return (
+        f"then go on with --resume. Nothing was learnt since {newest}, so its weights are those that gave this: unless it was "
+        f"the scores, move that folder away first, and the run goes on {where}"
+    )
 
 
 def _summary(parts: Parts, directory: RunDirectory, memory: PeakMemory) -> list[tuple[str, str]]:

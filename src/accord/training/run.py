@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,7 +20,9 @@ import yaml
 
 from accord.config import Recipe, dump
 from accord.errors import ConfigError, RunError
-from accord.training.sinks import METRICS_FILE, parse_row
+from accord.training.disk import writing
+from accord.training.sinks import METRICS_FILE, TENSORBOARD, WANDB, WANDB_ID, parse_row
+from accord.training.state import remove_partial
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -62,7 +65,7 @@ class RunDirectory:
         """Open or create the folder.
 
         Raises:
-            RunError: it is in use by another process, or holds a run and `resume` is not set.
+            RunError: it is in use by another process, or holds a run and `resume` is not set, or cannot be written.
             ConfigError: the run in it has another recipe.
         """
         self.path = Path(recipe.output)
@@ -79,10 +82,16 @@ class RunDirectory:
         self._fresh = not used
         if resume and used:
             self._check_same_recipe()
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = self._take_lock()
-        _write_whole(self.path / CONFIG, dump(recipe))
-        _write_whole(self.path / ENVIRONMENT, json.dumps(environment(), indent=1))
+        try:
+            with writing("the recipe", self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._lock = self._take_lock()
+                _write_whole(self.path / CONFIG, dump(recipe))
+                _write_whole(self.path / ENVIRONMENT, json.dumps(environment(), indent=1))
+        except RunError:
+            self.close()
+            raise
+        remove_partial(self.checkpoints)
 
     def _take_lock(self) -> IO[str]:
         lock = (self.path / ".lock").open("w", encoding="utf-8")
@@ -111,10 +120,10 @@ class RunDirectory:
         """Let the folder go. If nothing was learnt in it, it is left as it was found, so that the mended recipe can use it."""
         if self._lock is None:
             return
-        names = {CONFIG, ENVIRONMENT, ".lock", METRICS_FILE}
+        names = {CONFIG, ENVIRONMENT, ".lock", METRICS_FILE, TENSORBOARD, WANDB, WANDB_ID}
         if self._fresh and {entry.name for entry in self.path.iterdir()} <= names and not read_metrics(self.path):
-            for name in names:
-                (self.path / name).unlink(missing_ok=True)
+            for entry in self.path.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             with suppress(OSError):  # not ours alone
                 self.path.rmdir()
         self._lock.close()
@@ -155,8 +164,11 @@ def refuse_used(folder: Path) -> None:
 def _write_whole(path: Path, text: str) -> None:
     """Write aside and rename, so that a kill leaves the old file or the new one."""
     aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def read_saved(output: str | Path) -> dict[str, Any]:

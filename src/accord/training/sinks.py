@@ -12,14 +12,18 @@ import os
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from accord.errors import AccordWarning, ConfigError, RunError
+from accord.training.disk import writing
 
 METRICS_FILE = "metrics.jsonl"
 WHOLE = ("iteration", "step")
 """Counters, written without a decimal point."""
+TENSORBOARD, WANDB, WANDB_ID = "tensorboard", "wandb", ".wandb-id"
+"""What trackers keep in the run directory."""
 TIMEOUT_SECONDS = 30.0
 """How long a tracker's server may take to answer at the start."""
 
@@ -44,17 +48,27 @@ class JsonlSink:
         self._file = self.path.open("a", encoding="utf-8")
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Append a row. JSON has no NaN or infinity: such values become `null`."""
+        """Append a row. JSON has no NaN or infinity: such values become `null`.
+
+        Raises:
+            RunError: it cannot be written.
+        """
         row = {"iteration": step, **{name: _json_number(name, value) for name, value in metrics.items()}}
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
+        try:
+            with writing(f"the metrics of iteration {step}", self.path):
+                self._file.write(json.dumps(row, allow_nan=False) + "\n")
+                self._file.flush()
+        except RunError:
+            with suppress(OSError):  # it tries to write the row once more, and is closed all the same
+                self._file.close()
+            raise
 
     def truncate_after(self, iteration: int) -> None:
         """Drop the rows of later iterations: they will run again from a checkpoint. Complete, or not at all."""
         self._file.close()
         kept = [line for line, row in _rows(self.path) if row["iteration"] <= iteration]
         aside = self.path.with_suffix(".tmp")
-        with aside.open("w", encoding="utf-8") as file:
+        with writing("metrics", self.path), aside.open("w", encoding="utf-8") as file:
             file.writelines(line + "\n" for line in kept)
             file.flush()
             os.fsync(file.fileno())
@@ -64,9 +78,9 @@ class JsonlSink:
     def close(self) -> None:
         """Hand the rows to the disk. Closing twice is harmless."""
         if not self._file.closed:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
+            with writing("metrics", self.path), self._file:
+                self._file.flush()
+                os.fsync(self._file.fileno())
 
 
 def _json_number(name: str, value: float) -> float | int | None:
@@ -123,7 +137,7 @@ class TensorboardSink:
             raise _missing("tensorboard") from error
         # Events of later iterations are hidden: they are about to be written again.
         purge = None if resume_from is None else resume_from + 1
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)
+        self._writer = SummaryWriter(str(run_dir / TENSORBOARD), purge_step=purge)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         for name, value in metrics.items():
@@ -148,7 +162,7 @@ class WandbSink:
             name=run_dir.name,
             dir=str(run_dir),
             config=dict(config),
-            id=_stable_id(run_dir / ".wandb-id", fresh=resume_from is None),
+            id=_stable_id(run_dir / WANDB_ID, fresh=resume_from is None),
             resume="allow",
             settings=wandb.Settings(init_timeout=TIMEOUT_SECONDS, login_timeout=TIMEOUT_SECONDS),
         )

@@ -16,6 +16,7 @@ from accord.data import EncodedPrompt
 from accord.ops.masking import sum_per_sequence
 from accord.rollout.collect import Collection, Collector
 from accord.training.console import Console
+from accord.training.disk import writing
 from accord.training.parallel import Ranks
 from accord.training.stream import Stream
 from accord.types import Rollout
@@ -196,13 +197,18 @@ def rollout_columns(rollouts: Sequence[Rollout], batch: TokenBatch, iteration: i
 
 
 def write_rollouts(columns: Mapping[str, list[Any]], iteration: int, folder: Path) -> Path:
-    """Write an iteration's rollouts as parquet, complete or not at all."""
+    """Write an iteration's rollouts as parquet, complete or not at all.
+
+    Raises:
+        RunError: they cannot be written.
+    """
     import pyarrow
     from pyarrow import parquet
 
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"iteration-{iteration:06d}.parquet"
     aside = path.with_suffix(".partial")
-    parquet.write_table(pyarrow.table(dict(columns)), aside)
-    aside.replace(path)
+    with writing(f"the rollouts of iteration {iteration}", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(pyarrow.table(dict(columns)), aside)  # which removes what it cannot finish
+        aside.replace(path)
     return path

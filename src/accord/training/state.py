@@ -15,10 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from accord.errors import RunError
+from accord.training.disk import writing
 
 MANIFEST = "manifest.json"
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
+PARTIAL = ".partial"
+"""End of the name of a folder that a checkpoint is written to."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,34 @@ def write_checkpoint(
 
     A kill at any moment leaves either the whole checkpoint or none: everything is written to a hidden folder beside it, and
     the rename comes last.
+
+    Raises:
+        RunError: it cannot be written. Nothing of it is left then, and those before stay.
     """
     final = folder / f"step-{iteration:06d}"
-    aside = folder / f".step-{iteration:06d}.partial"
+    with writing(f"the checkpoint of iteration {iteration}", folder):
+        _write_whole(final, iteration, tensors, state)
+    kept = [path for path in checkpoints(folder) if path <= final][-keep:]
+    for other in checkpoints(folder):
+        if other not in kept:
+            shutil.rmtree(other)
+    return final
+
+
+def _write_whole(final: Path, iteration: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    aside = final.with_name(f".{final.name}{PARTIAL}")
     shutil.rmtree(aside, ignore_errors=True)
+    try:
+        _write(aside, iteration, tensors, state)
+    except Exception:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    shutil.rmtree(final, ignore_errors=True)
+    aside.rename(final)
+    _flush(final.parent)
+
+
+def _write(aside: Path, iteration: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     aside.mkdir(parents=True)
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside / TENSORS)
     (aside / STATE).write_text(json.dumps({"iteration": iteration, **state}, indent=1), encoding="utf-8")
@@ -51,19 +78,25 @@ def write_checkpoint(
     for name in (TENSORS, STATE, MANIFEST):
         _flush(aside / name)
     _flush(aside)
-    shutil.rmtree(final, ignore_errors=True)
-    aside.rename(final)
-    _flush(folder)
-    kept = [path for path in checkpoints(folder) if path <= final][-keep:]
-    for other in checkpoints(folder):
-        if other not in kept:
-            shutil.rmtree(other)
-    return final
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what killed runs left of checkpoints that they had not finished."""
+    for aside in folder.glob(f".step-*{PARTIAL}"):
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders, oldest first."""
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def steps_of(path: Path) -> int | None:
+    """After how many optimiser steps a checkpoint was written; `None` if it cannot be read."""
+    try:
+        return int(json.loads((path / STATE).read_text(encoding="utf-8"))["steps"])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def read_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:

@@ -13,6 +13,11 @@ from accord.errors import ConfigError
 T = TypeVar("T")
 
 
+def order_seed(seed: int, number: int) -> int:
+    """Seed of one order of many, such as that of an epoch, by a run's seed of any size; torch takes no more than 64 bits."""
+    return (seed * 1_000_003 + number) % 2**64
+
+
 class Stream(Generic[T]):
     """Endless passes over items, each pass in a new order. The batch of an iteration is a function of (seed, iteration), so
     a resumed run needs no state and cannot see an item twice or skip one (unless it is given more epochs than before: a short
@@ -52,6 +57,6 @@ class Stream(Generic[T]):
     def _item(self, place: int) -> T:
         epoch, within = divmod(place, len(self.items))
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            generator = torch.Generator().manual_seed(order_seed(self.seed, epoch))
             self._epoch, self._order = epoch, torch.randperm(len(self.items), generator=generator)
         return self.items[int(self._order[within])]
