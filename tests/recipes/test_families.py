@@ -31,13 +31,16 @@ FAMILIES = (
     "qwen3_moe",
     "jamba",
     "mamba",
+    "falcon_h1",
     "cohere",
     "granite",
     "t5",
     "mt5",
     "umt5",
 )
-SCORERS = tuple(name for name in FAMILIES if name not in ("mamba", "cohere", "granite", "t5", "mt5", "umt5"))
+SCORERS = tuple(
+    name for name in FAMILIES if name not in ("mamba", "falcon_h1", "cohere", "granite", "t5", "mt5", "umt5")
+)
 ONE_STEP = {"train": {"steps": 1}}
 ONE_ITERATION = {"train": {"iterations": 1}, "algorithm": {"epochs": 1}}
 PAIRED = [kind for kind in ("dpo",) if kind in RECIPES]

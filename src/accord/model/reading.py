@@ -239,8 +239,49 @@ SCALES: dict[str | None, Callable[[Any], float]] = {
     "cohere2": lambda config: config.logit_scale,
     "granite": lambda config: 1 / config.logits_scaling,
     "granitemoe": lambda config: 1 / config.logits_scaling,
+    "falcon_h1": lambda config: config.lm_head_multiplier,
 }
 """Families whose code scales the logits, by the type of the text model's config."""
+FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "logits_mup_width_multiplier", "output_multiplier")
+"""Keys by which transformers' families scale the logits, each in its own way: 1 leaves them as they are."""
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap", "unpadded_vocab_size")
+"""Keys of what no factor can stand in for: a tanh over the logits, or a part of them left out."""
+
+
+def refuse_transform(base: str, text: Any) -> None:
+    """Refuse a family whose code does more to the logits than is known here; `text` is the text model's config.
+
+    Raises:
+        ModelError: it names the key.
+    """
+    scales = () if text.model_type in SCALES else FACTORS
+    neutral: dict[str, tuple[Any, ...]] = dict.fromkeys(scales, (None, 0, 1)) | dict.fromkeys(CAPS, (None, 0))
+    for key, without in neutral.items():
+        value = getattr(text, key, None)
+        if value not in without:
+            raise ModelError(
+                f"{base}: its config sets {key} = {value}, a transform of the logits that is not supported for "
+                f"{text.model_type}: log-probabilities are computed from the output layer here, and would leave it out"
+            )
+
+
+def refuse_head(base: str, skeleton: PreTrainedModel) -> None:
+    """Refuse a model with weights between its trunk and its output layer, such as the dense layer and norm of BERT's kin.
+
+    Raises:
+        ModelError: it names one.
+    """
+    trunk: Any = skeleton.base_model
+    output = skeleton.get_output_embeddings()
+    if trunk is skeleton or output is None:
+        return
+    known = {id(parameter) for part in (trunk, output) for parameter in part.parameters()}
+    between = [name for name, parameter in skeleton.named_parameters() if id(parameter) not in known]
+    if between:
+        raise ModelError(
+            f"{base}: a {type(skeleton).__name__} has weights between its hidden states and its output layer, such as "
+            f"{between[0]}: log-probabilities are computed from the output layer here, and would leave them out"
+        )
 
 
 def _first_target(targets: list[bool], n: int, start: int, end: int) -> int:
