@@ -70,6 +70,13 @@ def test_one_row_a_response(tmp_path: Path):
     ]
 
 
+def test_the_score_of_a_row_is_with_those_of_its_tokens():
+    first, second = made()
+    assert columns([dataclasses.replace(first, token_scores=(0.5, -3.0)), second])["score"] == [-1.0, -0.25]
+    unscored = dataclasses.replace(second, score=None)
+    assert rollout_columns([first, unscored], rollout_batch([first, unscored], scored=False), 1)["score"] == [1.5, None]
+
+
 def test_without_a_reference_there_is_no_kl(tmp_path: Path):
     assert "kl" not in parquet.read_table(write_rollouts(columns(made()), 1, tmp_path)).column_names
 

@@ -33,7 +33,7 @@ class Scored:
     """The score at the last response token, scores of tokens at theirs, and the KL penalty at each if it is part of the reward;
     float32 [T]."""
     scores_N: Tensor
-    """Shaped scores of whole responses alone; float32 [N]."""
+    """Shaped scores of whole responses, with those of their tokens; float32 [N]."""
     metrics: Metrics
 
 
@@ -89,7 +89,7 @@ class FromRollouts(UsesRollouts):
         samples = float(self.sum_over_ranks(torch.tensor(float(batch.sequences))))
         self.controller.update(metrics["objective/kl"], int(samples))
         rewards_T = penalty_T if of_tokens_T is None else penalty_T + of_tokens_T
-        return Scored(batch, rewards_T.index_add(0, last_targets(batch), scores_N), scores_N, metrics)
+        return Scored(batch, rewards_T.index_add(0, last_targets(batch), scores_N), totals_N, metrics)
 
     def _weighted(self, batch: TokenBatch) -> tuple[TokenBatch, Metrics]:
         """The batch with importance weights, if the recipe wants any, and how large they are."""

@@ -81,9 +81,11 @@ def shape_scores(
 
 
 def shape_alike(rollouts: Sequence[Rollout], config: PolicyGradient, seen: RunningMoments) -> Tensor:
-    """Scores of other rollouts, shaped as those of the batch were, whose statistics they do not change; float32 [N]."""
+    """Scores of other rollouts, those of their tokens included, shaped as those of the batch were, whose statistics they do not
+    change; float32 [N]."""
     scores_N = torch.tensor([rollout.score for rollout in rollouts], dtype=torch.float32)
-    return _bounded(_scaled(scores_N, rollouts, config), config, seen)
+    of_tokens_N = torch.tensor([sum(rollout.token_scores or ()) for rollout in rollouts], dtype=torch.float32)
+    return _bounded(_scaled(scores_N, rollouts, config), config, seen) + config.reward_scale * of_tokens_N
 
 
 def _scaled(scores_N: Tensor, rollouts: Sequence[Rollout], config: PolicyGradient) -> Tensor:

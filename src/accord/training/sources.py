@@ -183,7 +183,7 @@ def rollout_columns(rollouts: Sequence[Rollout], batch: TokenBatch, iteration: i
         "iteration": [iteration] * len(rollouts),
         "prompt": [rollout.prompt_text for rollout in rollouts],
         "response": [rollout.response_text for rollout in rollouts],
-        "score": [rollout.score for rollout in rollouts],
+        "score": [None if rollout.score is None else rollout.total_score for rollout in rollouts],
         "finish_reason": [rollout.finish_reason for rollout in rollouts],
         "length": [len(rollout.response_ids) for rollout in rollouts],
         "version": [rollout.version for rollout in rollouts],
