@@ -56,8 +56,7 @@ class GRPO(FromRollouts):
             "grpo/equal_groups": self.mean((advantages_N.abs() < 1e-8).float()),
         }
         if self.config.mask_truncated:
-            finished_N = torch.tensor([rollout.finish_reason == "stop" for rollout in items])
-            advantages_N = advantages_N.masked_fill(~finished_N, 0.0)
+            batch = batch.with_streams(learnt_N=torch.tensor([rollout.finish_reason == "stop" for rollout in items]))
         return batch.with_streams(advantages_T=spread_over_tokens(advantages_N, batch)), metrics
 
     def _each_by_itself(self, items: Sequence[Rollout], group_N: Tensor) -> Tensor:
@@ -82,10 +81,14 @@ class GRPO(FromRollouts):
     def loss(
         self, role: str, outputs: Outputs, batch: TokenBatch, denominators: Denominators
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """`losses.grpo`, plus the KL if it is a loss term."""
+        """`losses.grpo`, plus the KL if it is a loss term; as if what nothing is learnt from were not there."""
         assert outputs.logprobs_T is not None and outputs.entropies_T is not None
-        assert batch.old_logprobs_T is not None and batch.advantages_T is not None
         config = self.config
+        entropy = outputs.entropies_T.detach().sum() / denominators.tokens
+        if batch.learnt_N is not None:
+            learnt_T = batch.target_mask_T & batch.learnt_N[batch.sequence_T]
+            batch, denominators = batch.with_streams(target_mask_T=learnt_T), denominators.learnt
+        assert batch.old_logprobs_T is not None and batch.advantages_T is not None
         weights_T = token_weights(
             mask_T=batch.target_mask_T,
             sequence_T=batch.sequence_T,
@@ -110,5 +113,5 @@ class GRPO(FromRollouts):
             dual_clip=config.dual_clip,
             cispo=config.surrogate == "cispo",
         )
-        metrics["objective/entropy"] = outputs.entropies_T.detach().sum() / denominators.tokens
+        metrics["objective/entropy"] = entropy
         return (loss, metrics) if kl is None else (loss + kl[0], metrics | kl[1])

@@ -101,7 +101,7 @@ class Learner:
             metrics |= self._reduce_and_clip(update, first=number == 0)
         self.roles.train_mode(False)
         self._check_finite(metrics)
-        metrics["tokens/trained"] = float(denominators.tokens)
+        metrics["tokens/trained"] = float(denominators.tokens - denominators.idle_tokens)
         reason = self.algorithm.veto(metrics)
         if reason is None:
             self.schedule.go_to(self.steps)
