@@ -358,12 +358,21 @@ def test_soft_capped_attention_is_read_in_rows(model_folder, make_roles, dialogu
         torch.testing.assert_close(got, one_by_one(plain_model(folder), dialogue), atol=2e-5, rtol=1e-5)
 
 
-def test_a_sequence_without_a_response_is_refused_by_an_encoder_decoder(model_folder, make_roles) -> None:
+def test_sequences_without_targets_change_nothing_in_an_encoder_decoder(model_folder, make_roles) -> None:
+    """Such as fill up the steps of online DPO and of rejection sampling."""
     roles = make_roles(model_folder("t5"))
     roles.add_policy()
-    batch = TokenBatch.from_sequences([[5, 6, 7], [8, 9]], [[False, True, True], [False, False]])
-    with pytest.raises(ModelError, match="sequence 1 has no target token"):
-        forward(roles.roles["policy"], batch)
+    ids, masks = [[5, 6, 7, 8], [9, 10, 11]], [[False, True, True, True], [False, False, True]]
+    fill = [[5, 6, 7, 8], [12], [13, 14]]
+    with torch.no_grad(), roles.use("policy") as role:
+        wanted = forward(role, TokenBatch.from_sequences(ids, masks)).logprobs_T
+        mixed = TokenBatch.from_sequences(
+            [ids[0], *fill, ids[1]], [masks[0], [False] * 4, [False], [False] * 2, masks[1]]
+        )
+        got = forward(role, mixed).logprobs_T
+    assert got is not None and wanted is not None
+    torch.testing.assert_close(got[mixed.target_mask_T], wanted[[1, 2, 3, 6]])
+    assert not got[~mixed.target_mask_T].any()
 
 
 def test_the_encoder_reads_the_prompt_and_one_eos(model_folder, make_roles) -> None:

@@ -79,6 +79,22 @@ def test_all_weights_learn_too(family: str, model_folder: Callable[[str], Path],
     assert done.metrics[0]["sampling/logprob_difference_max"] < 1e-4
 
 
+@pytest.mark.parametrize("kind", ["online_dpo", "rejection"])
+def test_an_encoder_decoder_takes_steps_that_were_filled_up(
+    kind: str, model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Where all responses have one score there is nothing to learn, and each step is filled up."""
+    (tmp_path / "one.py").write_text("def one(prompts, responses):\n    return [1.0] * len(responses)\n")
+    keep = {"keep": "threshold", "threshold": 2.0} if kind == "rejection" else {}
+    over = {
+        "reward": f"{tmp_path}/one.py:one",
+        "train": {"iterations": 1},
+        "algorithm": {"epochs": 1, "minibatches": 2} | keep,
+    }
+    row = run(kind, model_folder("t5"), tmp_path / "run", over).metrics[0]
+    assert row["ppo/steps_skipped"] == 2 and row["tokens/trained"] == 0
+
+
 @pytest.mark.parametrize("family", SCORERS)
 def test_a_reward_model_is_trained_and_used(family: str, model_folder: Callable[[str], Path], tmp_path: Path) -> None:
     judge = run("reward", model_folder(family), tmp_path / "reward", ONE_STEP)

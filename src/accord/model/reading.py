@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import torch
@@ -166,14 +167,11 @@ def read_pairs(model: nn.Module, batch: TokenBatch, virtual_WH: Tensor | None = 
 
     Args:
         model: with both stacks.
-        batch: sequences with targets.
+        batch: any sequences; one without a target, which only fills up a step, costs an encoder pass, and its states are not read.
         virtual_WH: embeddings of virtual tokens, which the encoder reads before each prompt.
-
-    Raises:
-        ModelError: a sequence without a target, so without a response.
     """
     bounds, targets = batch.cu_seqlens.tolist(), batch.target_mask_T.tolist()
-    firsts = [_first_target(targets, n, *bounds[n : n + 2]) for n in range(batch.sequences)]
+    firsts = [_first_target(targets, *pair) for pair in pairwise(bounds)]
     ids = batch.input_ids_T.tolist()
     device = batch.cu_seqlens.device
     config: Any = model.config
@@ -284,10 +282,10 @@ def refuse_head(base: str, skeleton: PreTrainedModel) -> None:
         )
 
 
-def _first_target(targets: list[bool], n: int, start: int, end: int) -> int:
-    if True not in targets[start:end]:
-        raise ModelError(f"sequence {n} has no target token, so an encoder-decoder model cannot tell its response")
-    return targets.index(True, start, end) - start
+def _first_target(targets: list[bool], start: int, end: int) -> int:
+    """Where the response begins. In a sequence that only fills up a step, and has no target, it is the last token: some token must
+    be, and what the decoder says there is not read."""
+    return targets.index(True, start, end) - start if True in targets[start:end] else max(1, end - start - 1)
 
 
 def _put_back(parts: list[Tensor], places: list[Tensor], batch: TokenBatch) -> Tensor:
