@@ -18,11 +18,12 @@ from accord.types import Rollout
 
 
 def rollout_batch(rollouts: Sequence[Rollout], scored: bool = True) -> TokenBatch:
-    """Prompt and response of each rollout end to end; the response tokens are the targets. With `scored`, each has a score.
+    """Prompt and response of each rollout end to end; the response tokens (or `learnt_ids` of them) are the targets. With `scored`,
+    each has a score.
 
     Raises:
-        ValueError: a rollout has no score, an empty response, or not one log-probability (or token score, if it has any) for each
-            response token.
+        ValueError: a rollout has no score, an empty response, or not one log-probability (or token score, or mark of what is to
+            be learnt, if it has any) for each response token.
     """
     for index, rollout in enumerate(rollouts):
         if scored and rollout.score is None:
@@ -38,10 +39,15 @@ def rollout_batch(rollouts: Sequence[Rollout], scored: bool = True) -> TokenBatc
             raise ValueError(
                 f"rollout {index} has {len(rollout.response_ids)} response tokens and {len(rollout.token_scores)} token scores"
             )
+        if rollout.learnt_ids is not None and len(rollout.learnt_ids) != len(rollout.response_ids):
+            raise ValueError(
+                f"rollout {index} has {len(rollout.response_ids)} response tokens and "
+                f"{len(rollout.learnt_ids)} marks of what is learnt"
+            )
     sampler = [x for r in rollouts for x in (*([0.0] * len(r.prompt_ids)), *r.sampler_logprobs)]
     return TokenBatch.from_sequences(
         [r.prompt_ids + r.response_ids for r in rollouts],
-        [[False] * len(r.prompt_ids) + [True] * len(r.response_ids) for r in rollouts],
+        [[False] * len(r.prompt_ids) + list(r.learnt_ids or [True] * len(r.response_ids)) for r in rollouts],
         sampler_logprobs_T=torch.tensor(sampler, dtype=torch.float32),
         scores_N=torch.tensor([r.score for r in rollouts], dtype=torch.float32) if scored else None,
         group_N=torch.tensor([r.group for r in rollouts]),

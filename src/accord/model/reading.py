@@ -167,7 +167,7 @@ def read_pairs(model: nn.Module, batch: TokenBatch, virtual_WH: Tensor | None = 
 
     Args:
         model: with both stacks.
-        batch: any sequences; one without a target, which only fills up a step, costs an encoder pass, and its states are not read.
+        batch: any sequences; of one without a target, which only fills up a step, no state is read.
         virtual_WH: embeddings of virtual tokens, which the encoder reads before each prompt.
     """
     bounds, targets = batch.cu_seqlens.tolist(), batch.target_mask_T.tolist()
@@ -283,8 +283,8 @@ def refuse_head(base: str, skeleton: PreTrainedModel) -> None:
 
 
 def _first_target(targets: list[bool], start: int, end: int) -> int:
-    """Where the response begins. In a sequence that only fills up a step, and has no target, it is the last token: some token must
-    be, and what the decoder says there is not read."""
+    """Where the response begins. In a sequence that only fills up a step, and has no target, it is the last token: one must be
+    the decoder's, and what it says there is not read."""
     return targets.index(True, start, end) - start if True in targets[start:end] else max(1, end - start - 1)
 
 
