@@ -18,8 +18,8 @@ from accord.types import Rollout
 
 
 def rollout_batch(rollouts: Sequence[Rollout], scored: bool = True) -> TokenBatch:
-    """Prompt and response of each rollout end to end; the response tokens (or `learnt_ids` of them) are the targets. With `scored`,
-    each has a score.
+    """Prompt and response of each rollout end to end; the response tokens (or `learnt_ids` of them) are the targets. With
+    `scored`, each has a score.
 
     Raises:
         ValueError: a rollout has no score, an empty response, or not one log-probability (or token score, or mark of what is to

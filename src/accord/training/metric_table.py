@@ -115,7 +115,8 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
     ),
     "Mixture of experts (a policy with routers)": (
         M("moe/aux_loss", "Load-balancing loss over the step's tokens, before `model.router_aux_coef`: the number of "
-          "experts a token goes to when all get equally much, up to the number of experts when the same ones get all.",
+          "experts a token goes to when all get equally much, up to the number of experts when the same ones get all. Added up "
+          "over the roles that learn, and over the text beside the rewards (`ptx`).",
           "Stays near where it began, close to the experts per token.",
           "Rises: experts fall idle; raise `model.router_aux_coef`, or lower the learning rate."),
     ),
