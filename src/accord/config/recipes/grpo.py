@@ -41,6 +41,11 @@ class GRPOConfig(PolicyGradient):
     """Responses that were cut at the limit are not learnt from (DAPO's overlong filtering): they add nothing to the loss, its KL
     term included, nor to what it is divided by. Their group is still compared with them."""
 
+    @property
+    def compares_each_source(self) -> bool:
+        """With `normalize_each`."""
+        return self.normalize_each
+
 
 class GRPORecipe(RolloutRecipe):
     """`accord grpo`: several responses to each prompt; each is judged relative to its group."""
