@@ -82,6 +82,17 @@ def test_groups_are_compared_with_their_cut_responses() -> None:
     assert prepared(GROUPS)[0].learnt_N is None
 
 
+def test_the_length_penalty_by_hand() -> None:
+    """Lengths 2, 4 | 1, 3, 4 of at most 4, of which the last 2 cost: 0, 1 | 0, 1/2, 1."""
+    batch, metrics = prepared(GROUPS, overlong=2, scale="none", reward_scale=2.0)
+    of_response = [float(batch.advantages_T[batch.token_index([n])][-1]) for n in range(5)]
+    # scores 1, -1 | -1, 2.5, 1, doubled; their means 0 | 5/3
+    assert of_response == pytest.approx([2, -2, -11 / 3, 10 / 3, 1 / 3])
+    assert metrics["env/reward_mean"] == pytest.approx(1.0), "as it came from the sources"
+    assert metrics["env/reward_std"] == pytest.approx(2**0.5)
+    assert metrics["ppo/mean_scores"] == pytest.approx(2 * (5 - 2.5) / 5)
+
+
 def test_a_step_of_cut_responses_alone_moves_nothing() -> None:
     batch, _ = prepared([GROUPS[1], GROUPS[4]], mask_truncated=True)
     loss, gradient, _ = learnt(batch, torch.full((batch.tokens,), 0.5))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -42,7 +41,7 @@ class GRPO(FromRollouts):
 
     def prepare(self, items: Sequence[Rollout], scorer: Scorer) -> tuple[TokenBatch, Metrics]:
         """Advantages of whole responses relative to their group, at each of their tokens."""
-        scored = self.score_rollouts([self._with_length_penalty(rollout) for rollout in items], scorer)
+        scored = self.score_rollouts(items, scorer, penalties_N=self._length_penalties(items))
         batch = scored.batch
         assert batch.group_N is not None
         if self.config.normalize_each:
@@ -71,12 +70,13 @@ class GRPO(FromRollouts):
             self.sum_over_ranks,
         )
 
-    def _with_length_penalty(self, rollout: Rollout) -> Rollout:
-        """DAPO's soft overlong punishment: from 0 where the last `overlong` tokens begin to -1 at the limit."""
-        if self.config.overlong is None or rollout.score is None:
-            return rollout
-        into = len(rollout.response_ids) - (self.longest - self.config.overlong)
-        return replace(rollout, score=rollout.score - min(max(into / self.config.overlong, 0.0), 1.0))
+    def _length_penalties(self, items: Sequence[Rollout]) -> Tensor | None:
+        """DAPO's soft overlong punishment: from 0 where the last `overlong` tokens begin to 1 at the limit; float32 [N]."""
+        overlong = self.config.overlong
+        if overlong is None:
+            return None
+        lengths_N = torch.tensor([len(rollout.response_ids) for rollout in items])
+        return ((lengths_N - (self.longest - overlong)) / overlong).clamp(0.0, 1.0)
 
     def loss(
         self, role: str, outputs: Outputs, batch: TokenBatch, denominators: Denominators

@@ -69,18 +69,21 @@ def shape_scores(
     config: PolicyGradient,
     seen: RunningMoments,
     sum_over_ranks: SumOverRanks = one_rank,
+    penalties_N: Tensor | None = None,
 ) -> Tensor:
-    """Scores as the advantages see them: penalty for a missing end, scale, running normalisation, clip; float32 [N].
+    """Scores as the advantages see them: penalties, scale, running normalisation, clip; float32 [N].
 
     Args:
         batch: with `scores_N`.
         rollouts: the same ones; their finish reasons are read.
-        config: says which of the four are wanted, and how much.
+        config: says which are wanted, and how much.
         seen: mean and variance of all scores so far; this batch is taken in first.
         sum_over_ranks: for these statistics.
+        penalties_N: of the algorithm, subtracted first, beside that for a missing end; float32 [N].
     """
     assert batch.scores_N is not None
-    scores_N = _scaled(batch.scores_N, rollouts, config)
+    scores_N = batch.scores_N if penalties_N is None else batch.scores_N - penalties_N
+    scores_N = _scaled(scores_N, rollouts, config)
     if config.reward_normalize:
         seen.update(scores_N, sum_over_ranks)
     return _bounded(scores_N, config, seen)
