@@ -93,6 +93,28 @@ def test_the_length_penalty_by_hand() -> None:
     assert metrics["ppo/mean_scores"] == pytest.approx(2 * (5 - 2.5) / 5)
 
 
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_only_groups_of_one_score_are_equal(scale: str) -> None:
+    """A response at its group's mean teaches nothing, but its group does."""
+    scores = [[0.0, 1.0, 2.0], [0.3, 0.3, 0.3], [1e9, 1e9 + 64, 1e9]]
+    items = [rollout(1, [-1.0], score, group=n) for n, group in enumerate(scores) for score in group]
+    assert prepared(items, scale=scale)[1]["grpo/equal_groups"] == pytest.approx(1 / 3)
+
+
+def test_where_each_source_is_normalised_an_equal_group_has_one_score_of_each() -> None:
+    """Sources a and b, and one of weight 0 that differs everywhere."""
+    groups = [[(1, 0), (0, 1)], [(1, 1), (1, 1)], [(None, 2), (3, 2)], [(None, 2), (None, 3)]]
+    items = [
+        rollout(1, [-1.0], 0.0, group=n, scores={"a": a, "b": b, "watched": float(k)})
+        for n, group in enumerate(groups)
+        for k, (a, b) in enumerate(group)
+    ]
+    algorithm = GRPO(GRPOConfig(normalize_each=True), weights={"a": 1.0, "b": 2.0, "watched": 0.0})
+    zeros = torch.zeros(2 * len(items))
+    _, metrics = algorithm.prepare(items, Says(old_logprobs_T=zeros, ref_logprobs_T=zeros))
+    assert metrics["grpo/equal_groups"] == 0.5
+
+
 def test_a_step_of_cut_responses_alone_moves_nothing() -> None:
     batch, _ = prepared([GROUPS[1], GROUPS[4]], mask_truncated=True)
     loss, gradient, _ = learnt(batch, torch.full((batch.tokens,), 0.5))

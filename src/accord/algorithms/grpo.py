@@ -14,7 +14,7 @@ from accord.config import GRPOConfig
 from accord.losses import grpo, token_weights
 from accord.model.forward import Outputs
 from accord.model.scorer import Scorer
-from accord.ops.advantages import decoupled, group_relative, spread_over_tokens
+from accord.ops.advantages import SAME_SCORE, decoupled, group_relative, group_spread, spread_over_tokens
 from accord.ops.masking import sum_per_sequence
 from accord.ops.statistics import SumOverRanks, one_rank
 from accord.types import Rollout
@@ -44,30 +44,35 @@ class GRPO(FromRollouts):
         scored = self.score_rollouts(items, scorer, penalties_N=self._length_penalties(items))
         batch = scored.batch
         assert batch.group_N is not None
+        scores_RN, applies_RN, weights_R = self._compared(items, scored.scores_N)
         if self.config.normalize_each:
-            advantages_N = self._each_by_itself(items, batch.group_N)
+            advantages_N = decoupled(scores_RN, applies_RN, weights_R, batch.group_N, self.sum_over_ranks)
         else:
             rewards_N = sum_per_sequence(scored.rewards_T, batch)
             advantages_N = group_relative(rewards_N, batch.group_N, self.config.scale, self.sum_over_ranks)
+        spreads_RN = torch.stack(
+            [group_spread(s, batch.group_N, a) for s, a in zip(scores_RN, applies_RN, strict=True)]
+        )
         metrics = scored.metrics | {
             "ppo/advantages/mean": self.mean(advantages_N),
             "ppo/advantages/std": self.mean(advantages_N.square()) ** 0.5,
-            "grpo/equal_groups": self.mean((advantages_N.abs() < 1e-8).float()),
+            "grpo/equal_groups": self.mean((spreads_RN <= SAME_SCORE).all(0).float()),
         }
         if self.config.mask_truncated:
             batch = batch.with_streams(learnt_N=torch.tensor([rollout.finish_reason == "stop" for rollout in items]))
         return batch.with_streams(advantages_T=spread_over_tokens(advantages_N, batch)), metrics
 
-    def _each_by_itself(self, items: Sequence[Rollout], group_N: Tensor) -> Tensor:
-        """Advantages from the sources' own scores; a source of weight 0 is only watched."""
+    def _compared(self, items: Sequence[Rollout], scores_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores by which the responses of a group are compared, where they apply, and their weights: the shaped ones alone, or
+        the sources' own, of which those of weight 0 are only watched."""
+        if not self.config.normalize_each:
+            return scores_N[None], torch.ones_like(scores_N, dtype=torch.bool)[None], torch.ones(1)
         weights = {label: weight for label, weight in self.weights.items() if weight != 0}
         values = [[rollout.scores[label] for rollout in items] for label in weights]
-        return decoupled(
+        return (
             torch.tensor([[0.0 if value is None else value for value in row] for row in values]),
             torch.tensor([[value is not None for value in row] for row in values]),
             torch.tensor(list(weights.values())),
-            group_N,
-            self.sum_over_ranks,
         )
 
     def _length_penalties(self, items: Sequence[Rollout]) -> Tensor | None:

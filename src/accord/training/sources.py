@@ -13,6 +13,7 @@ import torch
 from accord.algorithms import Metrics
 from accord.batch import TokenBatch
 from accord.data import EncodedPrompt
+from accord.ops.advantages import SAME_SCORE
 from accord.ops.masking import sum_per_sequence
 from accord.rollout.collect import Collection, Collector
 from accord.training.console import Console
@@ -24,8 +25,6 @@ T = TypeVar("T")
 
 OTHER_ORDER = 1 << 24
 """Added to the seed for the prompts that take the place of dropped ones, which come in an order of their own."""
-SAME_SCORE = 1e-8
-"""Scores that are no further apart are one score."""
 
 
 class Examples(Generic[T]):
