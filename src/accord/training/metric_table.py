@@ -235,16 +235,18 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           "Small and around 0; its size says little.", "Large or growing: lower the learning rate."),
         M("ppo/loss/total", "All loss terms with their weights.",
           "Falls with the value loss.", "Look at its terms."),
-        M("ppo/policy/clipfrac", "Share of response tokens whose probability ratio was clipped.",
+        M("ppo/policy/clipfrac", "Share of response tokens whose probability ratio was clipped. What is clipped is a response's "
+          "ratio with GRPO's `ratio: sequence`, and with rloo, which counts responses.",
           "0.01 to 0.2.", "0 throughout: steps are too small. Above 0.3: too large; lower the learning rate or "
           "`algorithm.epochs`.", high=0.3),
-        M("ppo/policy/approxkl", "KL from the old policy to the new one: mean of ratio - 1 - log ratio (k3).",
+        M("ppo/policy/approxkl", "KL from the old policy to the new one: mean over tokens of ratio - 1 - log ratio (k3), "
+          "each of one token whatever is clipped.",
           "0.0001 to 0.05.",
           "Above 0.1: lower the learning rate or use fewer `algorithm.epochs`.", unit="nats/token", high=0.1),
-        M("ppo/policy/ratio_mean", "Mean of new over old probability of the sampled tokens.",
+        M("ppo/policy/ratio_mean", "Mean of new over old probability of the sampled tokens, or of what else is clipped.",
           "Within 0.01 of 1.",
           "Far from 1: steps are too large, or old log-probabilities do not match.", low=0.9, high=1.1),
-        M("ppo/policy/ratio_max", "Largest such ratio of one token.",
+        M("ppo/policy/ratio_max", "Largest such ratio.",
           "Below about 5; single tokens go higher.",
           "Hundreds: lower the learning rate; check `sampling/logprob_difference_max`."),
         M("ppo/advantages/mean", "Mean advantage before whitening.",
