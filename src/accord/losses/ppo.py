@@ -63,7 +63,8 @@ def ppo_policy(
     if entropies_T is not None:
         entropy = masked_sum(entropies_T, mask_T) / tokens
         metrics["objective/entropy"] = entropy
-        loss = loss - entropy_coef * entropy
+        if entropy_coef:  # 0 x entropy would have the output layer computed a second time in backward
+            loss = loss - entropy_coef * entropy
     return loss, {name: value.detach() for name, value in metrics.items()}
 
 
