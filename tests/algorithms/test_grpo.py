@@ -119,6 +119,10 @@ def test_a_step_of_cut_responses_alone_moves_nothing() -> None:
     batch, _ = prepared([GROUPS[1], GROUPS[4]], mask_truncated=True)
     loss, gradient, _ = learnt(batch, torch.full((batch.tokens,), 0.5))
     assert loss == 0 and not gradient.any()
+    algorithm = GRPO(GRPOConfig(mask_truncated=True))
+    assert algorithm.veto({"ppo/policy/ratio_mean": 0.0, "tokens/trained": 0.0}) == "no response ended"
+    assert algorithm.veto({"ppo/policy/ratio_mean": 1.0, "tokens/trained": 5.0}) is None
+    assert algorithm.veto({"ppo/policy/ratio_mean": 99.0, "tokens/trained": 5.0}) is not None
 
 
 def test_counts_of_a_step_tell_what_is_learnt() -> None:

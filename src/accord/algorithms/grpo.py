@@ -120,3 +120,8 @@ class GRPO(FromRollouts):
         )
         metrics["objective/entropy"] = entropy
         return (loss, metrics) if kl is None else (loss + kl[0], metrics | kl[1])
+
+    def veto(self, metrics: Metrics) -> str | None:
+        """As all policy gradients; and a step of cut responses alone is none: the optimiser's momentum would take it all the
+        same."""
+        return super().veto(metrics) or ("no response ended" if metrics.get("tokens/trained") == 0 else None)

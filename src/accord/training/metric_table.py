@@ -257,7 +257,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
         M("grpo/equal_groups", "Share of the responses whose whole group has one score, so that they teach nothing.",
           "Below 0.5.", "Near 1: prompts are too easy or too hard, or the score is too coarse. Raise `rollout.samples`."),
         M("ppo/steps_skipped", "Updates left out because the mean ratio passed `algorithm.ratio_guard`, or because nothing was "
-          "kept (rejection).",
+          "kept (rejection) or ended (GRPO's `mask_truncated`).",
           "0.", "Above 0: steps are far too large; lower the learning rate.", unit="steps", high=0.0),
         M("ptx/loss", "Negative log-likelihood per token of the text learnt beside the rewards (`ptx`), before its weight.",
           "Stays where fine-tuning left it.", "Rises: the policy forgets; raise `ptx.coef`.", unit="nats/token"),
