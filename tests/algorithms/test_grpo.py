@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pyarrow import parquet
 from torch import Tensor
 
 from accord.algorithms import GRPO, Denominators
@@ -15,6 +18,7 @@ from accord.model.forward import Outputs
 from accord.ops.statistics import one_rank
 from accord.types import Rollout
 from algorithms.test_ppo import Says, rollout
+from recipes.tiny_runs import run
 
 LONGEST = 4
 GROUPS = [
@@ -135,3 +139,20 @@ def test_counts_of_a_step_tell_what_is_learnt() -> None:
         4,
     ]
     assert int(counts.learnt.tokens) == 12 and int(counts.learnt.sequences) == 6
+
+
+def test_a_run_learns_from_the_tokens_of_finished_responses_alone(
+    model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    over = {
+        "algorithm": {"mask_truncated": True, "epochs": 1, "minibatches": 1},
+        "rollout": {"max_new_tokens": 24, "samples": 4, "stop": ["e"]},
+        "train": {"batch_size": 16},
+    }
+    done = run("grpo", model_folder("llama"), tmp_path, over)
+    finished = []
+    for file, metrics in zip(sorted((done.path / "rollouts").iterdir()), done.metrics, strict=True):
+        rows = parquet.read_table(file).to_pylist()
+        finished.append(sum(row["finish_reason"] == "stop" for row in rows))
+        assert metrics["tokens/trained"] == sum(row["length"] for row in rows if row["finish_reason"] == "stop")
+    assert 0 < sum(finished) < 32
