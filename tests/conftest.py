@@ -72,6 +72,7 @@ def _more_configs(common: dict, grouped: dict) -> dict[str, Callable[[], PreTrai
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     layers = {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1}
     mamba = {"mamba_d_state": 4, "mamba_d_conv": 3}
+    heads = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_chunk_size": 4, "lm_head_multiplier": 0.4}
     t5 = special | {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0}
     t5 |= {"decoder_start_token_id": special["pad_token_id"], "initializer_factor": 0.5}
     opt = {"ffn_dim": 48, "word_embed_proj_dim": 16, "dropout": 0.0, "init_std": 0.25}
@@ -100,6 +101,7 @@ def _more_configs(common: dict, grouped: dict) -> dict[str, Callable[[], PreTrai
         "umt5": lambda: transformers.UMT5Config(**t5),
         "cohere": lambda: transformers.CohereConfig(**common, logit_scale=0.25),
         "granite": lambda: transformers.GraniteConfig(**common, logits_scaling=3.0, attention_multiplier=0.3),
+        "falcon_h1": lambda: transformers.FalconH1Config(**common, **grouped, **mamba, **heads),
         "gemma2": lambda: transformers.Gemma2Config(**gemma),
     }
 

@@ -31,6 +31,7 @@ SEQUENCE_STREAMS = (
     "ref_logprobs_N",
     "match_N",
     "labels_N",
+    "learnt_N",
     "baselines_N",
     "scores_N",
     "margins_N",
@@ -81,6 +82,8 @@ class TokenBatch:
     """float32 [N]: log-probability of all target tokens of the sequence under the reference (the sum of `ref_logprobs_T`)"""
     labels_N: Tensor | None = None
     """bool [N]: true for a thumb up, false for a thumb down"""
+    learnt_N: Tensor | None = None
+    """bool [N]: false where nothing is learnt from the sequence, although it has targets; `None`: all are learnt from"""
     baselines_N: Tensor | None = None
     """float32 [N]: the reward that counts as neither good nor bad; the same for all sequences of a step"""
     scores_N: Tensor | None = None

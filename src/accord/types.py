@@ -136,6 +136,8 @@ class Rollout:
     scores: Mapping[str, float | None] = field(default_factory=dict)
     """What each reward source said, summed over the tokens if it scores them; `None` where the source does not apply."""
 
+    learnt_ids: tuple[bool, ...] | None = None
+    """Which of `response_ids` are the assistant's, where a response from the data holds turns of others, too; `None`: all."""
     greedy: Rollout | None = None
     """The scored greedy response to the same prompt, where one was asked for; it is compared with, and not learnt from."""
 

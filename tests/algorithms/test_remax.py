@@ -44,6 +44,20 @@ def test_baselines_are_shaped_as_scores_are_and_do_not_count_as_seen():
     close(batch.advantages_T, [0, 0, 1.0, 1.0, 0, 2.0])  # standard deviation 0.75
 
 
+def test_scores_of_tokens_count_in_the_baseline_as_in_the_score():
+    first = dataclasses.replace(ITEMS[0], token_scores=(0.5, 0.25))
+    first = dataclasses.replace(first, greedy=dataclasses.replace(first.greedy, token_scores=(1.0, 0.125)))
+    config = ReMaxConfig(kl=NO_KL, reward_scale=2.0, reward_clip=1.5)
+    batch, metrics = ReMax(config).prepare([first, ITEMS[1]], hand_scorer())
+    # scores 2 -> 1.5 and -1, tokens 1 and 0.5 | none; baselines 0.5 + 2.25 and -4 -> -1.5
+    close(batch.advantages_T, [0, 0, 3.0 - 2.75, 2.0 - 2.75, 0, 0.5])
+    assert metrics["remax/greedy_mean"] == pytest.approx((2.75 - 1.5) / 2)
+    # a greedy response like the sampled one teaches nothing
+    same = dataclasses.replace(first, greedy=first)
+    batch, _ = ReMax(config).prepare([same, ITEMS[1]], hand_scorer())
+    assert float(batch.advantages_T[2]) == 0.0
+
+
 def gradient(algorithm: ReMax, items: list[Rollout]) -> torch.Tensor:
     batch, _ = algorithm.prepare(items, hand_scorer())
     now = torch.tensor(OLD, requires_grad=True)

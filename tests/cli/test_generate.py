@@ -10,6 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from accord.cli import main
+from accord.cli.generate import _row
+from accord.types import Rollout
 from recipes.tiny_runs import REWARDS, prompts, write_rows
 
 
@@ -104,6 +106,19 @@ def test_best_of_n(finished, tmp_path: Path, capsys):
     assert [row for row in rows if row["best"]] == best
     assert main(words) == 0
     assert capsys.readouterr().out.count("score ") == 2
+
+
+def test_the_score_of_a_row_is_with_those_of_its_tokens():
+    told = Rollout(
+        (1,), (2, 3), (-0.5, -0.5), "stop", "p", "r", score=1.0, token_scores=(0.5, -3.0), scores={"a": -1.5}
+    )
+    assert _row(told) == {
+        "prompt": "p",
+        "completion": "r",
+        "finish_reason": "stop",
+        "score": -1.5,
+        "scores": {"a": -1.5},
+    }
 
 
 def test_rewards_get_the_columns_of_the_prompts(finished, tmp_path: Path):

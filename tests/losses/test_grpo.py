@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -172,6 +173,18 @@ def test_any_split_gives_the_loss_of_the_whole(aggregate):
         streams = {name: value[index] for name, value in s.items()}
         parts += run(part, streams, aggregate, tokens, sequences)[0].item()
     assert parts == pytest.approx(whole.item(), rel=1e-5)
+
+
+def test_the_approximate_kl_is_of_tokens_whatever_is_clipped():
+    """Of the responses' mean log-ratios it would be smaller (Jensen)."""
+    batch, s = ragged(3)
+    token, response = (run(batch, s, sequence_T=index)[1] for index in (None, batch.sequence_T))
+    assert response["ppo/policy/approxkl"] == token["ppo/policy/approxkl"]
+    assert not response["ppo/policy/approxkl"].requires_grad
+    logs = (s["new"] - s["old"])[batch.target_mask_T].tolist()
+    by_hand = sum(math.exp(x) - 1 - x for x in logs) / len(logs)
+    assert token["ppo/policy/approxkl"].item() == pytest.approx(by_hand, rel=1e-5)
+    assert response["ppo/policy/ratio_max"] < token["ppo/policy/ratio_max"]
 
 
 # --- RLOO ------------------------------------------------------------------------------------------------------------

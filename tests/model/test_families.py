@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import shutil
+import textwrap
 from itertools import pairwise
 from pathlib import Path
 
 import peft
 import pytest
 import torch
+import transformers
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import (
@@ -18,6 +22,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from accord.batch import TokenBatch
 from accord.config import LoraConfig
@@ -25,7 +30,7 @@ from accord.errors import ModelError
 from accord.model.export import save_policy, save_scorer
 from accord.model.forward import forward
 from accord.model.loading import load_weights
-from accord.model.reading import encoder_input, way_of
+from accord.model.reading import CAPS, FACTORS, encoder_input, way_of
 from model.kinds import KINDS
 
 WAYS = {
@@ -44,6 +49,7 @@ WAYS = {
     "bloom": "rows",
     "jamba": "rows",
     "mamba": "rows",
+    "falcon_h1": "rows",
     "t5": "encoder-decoder",
     "t5_unscaled": "encoder-decoder",
     "mt5": "encoder-decoder",
@@ -161,6 +167,7 @@ SAVED = (
     "bloom",
     "jamba",
     "mamba",
+    "falcon_h1",
     "t5",
     "t5_unscaled",
 )
@@ -231,6 +238,7 @@ def test_image_towers_and_fused_layers_get_no_adapter(model_folder, make_roles) 
     for family, left_out, taken in (
         ("gemma3_images", "vision_tower", "language_model"),
         ("mamba", "out_proj", "in_proj"),
+        ("falcon_h1", "out_proj", "in_proj"),
         ("jamba", "nothing", "mamba.out_proj"),
     ):
         roles = make_roles(model_folder(family), LoraConfig(r=2))
@@ -292,6 +300,14 @@ def test_what_a_family_cannot_do_is_said_before_weights_are_read(model_folder, t
             "sets final_logit_softcapping = 30.0, a transform of the logits that is not supported for gemma2",
         ),
         ("llama", {"logits_scaling": 2.0}, "sets logits_scaling = 2.0, a transform of the logits"),
+        ("qwen3", {"lm_head_multiplier": 0.5}, "sets lm_head_multiplier = 0.5, a transform of the logits"),
+        ("gemma3", {"final_logit_softcapping": 1.0}, "sets final_logit_softcapping = 1.0, a transform of the logits"),
+        ("mistral", {"model_type": "recurrent_gemma"}, "sets logits_soft_cap = 30.0, a transform of the logits"),
+        (
+            "gpt2",
+            {"model_type": "bert", "num_hidden_layers": 1},
+            "weights between its hidden states and its output layer, such as cls.predictions.transform.dense.weight",
+        ),
         ("t5", {"model_type": "bart"}, "of encoder-decoder families t5, mt5, umt5 are known here, and not bart"),
     ):
         file = model_folder(family) / "config.json"
@@ -301,6 +317,30 @@ def test_what_a_family_cannot_do_is_said_before_weights_are_read(model_folder, t
         (folder / "config.json").write_text(json.dumps(config))
         with pytest.raises(ModelError, match=message):
             load_weights(str(folder), torch.float32, torch.device("cpu"))
+
+
+def test_whatever_transformers_families_do_to_their_logits_is_known() -> None:
+    """Each causal model that multiplies, divides or caps on the way to its logits names a key that is asked for."""
+    transforming = {}
+    for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        for name in [names] if isinstance(names, str) else names:
+            source = inspect.getsource(getattr(transformers, name).forward)
+            if lines := [line for line in ast.walk(ast.parse(textwrap.dedent(source))) if transforms(line)]:
+                transforming[name] = "\n".join(ast.unparse(line) for line in lines), source
+    assert len(transforming) > 20
+    for name, (lines, source) in transforming.items():
+        assert any(key in source for key in (*FACTORS, *CAPS)), f"{name}:\n{lines}"
+
+
+def transforms(node: ast.AST) -> bool:
+    """Whether a line of code sets something other than a loss to a product, a quotient or what is capped."""
+    if not isinstance(node, ast.Assign) or "loss" in ast.unparse(node.targets[0]):
+        return False
+    return any(
+        (isinstance(part, ast.BinOp) and isinstance(part.op, ast.Mult | ast.Div))
+        or (isinstance(part, ast.Call) and ast.unparse(part.func).endswith(("cap", "tanh", ".mul", ".div")))
+        for part in ast.walk(node.value)
+    )
 
 
 def test_soft_capped_attention_is_read_in_rows(model_folder, make_roles, dialogue: TokenBatch, tmp_path: Path) -> None:
@@ -318,12 +358,21 @@ def test_soft_capped_attention_is_read_in_rows(model_folder, make_roles, dialogu
         torch.testing.assert_close(got, one_by_one(plain_model(folder), dialogue), atol=2e-5, rtol=1e-5)
 
 
-def test_a_sequence_without_a_response_is_refused_by_an_encoder_decoder(model_folder, make_roles) -> None:
+def test_sequences_without_targets_change_nothing_in_an_encoder_decoder(model_folder, make_roles) -> None:
+    """Such as fill up the steps of online DPO and of rejection sampling."""
     roles = make_roles(model_folder("t5"))
     roles.add_policy()
-    batch = TokenBatch.from_sequences([[5, 6, 7], [8, 9]], [[False, True, True], [False, False]])
-    with pytest.raises(ModelError, match="sequence 1 has no target token"):
-        forward(roles.roles["policy"], batch)
+    ids, masks = [[5, 6, 7, 8], [9, 10, 11]], [[False, True, True, True], [False, False, True]]
+    fill = [[5, 6, 7, 8], [12], [13, 14]]
+    with torch.no_grad(), roles.use("policy") as role:
+        wanted = forward(role, TokenBatch.from_sequences(ids, masks)).logprobs_T
+        mixed = TokenBatch.from_sequences(
+            [ids[0], *fill, ids[1]], [masks[0], [False] * 4, [False], [False] * 2, masks[1]]
+        )
+        got = forward(role, mixed).logprobs_T
+    assert got is not None and wanted is not None
+    torch.testing.assert_close(got[mixed.target_mask_T], wanted[[1, 2, 3, 6]])
+    assert not got[~mixed.target_mask_T].any()
 
 
 def test_the_encoder_reads_the_prompt_and_one_eos(model_folder, make_roles) -> None:

@@ -16,7 +16,7 @@ from accord.config import ModelConfig
 from accord.errors import ModelError
 from accord.model.attention import SEGMENTS
 from accord.model.loading import is_scorer, load_tokenizer, load_weights, locate, trunk_of, weight_type
-from accord.model.reading import read, way_of
+from accord.model.reading import CAPS, FACTORS, read, way_of
 
 CPU = torch.device("cpu")
 
@@ -161,9 +161,9 @@ def test_no_weights_at_all_and_pickles_are_refused(own_folder: Path) -> None:
         load_weights(str(own_folder), torch.float32, CPU)
 
 
-@pytest.mark.parametrize("key", ["final_logit_softcapping", "logit_scale", "logits_scaling"])
-def test_transforms_of_the_logits_are_refused(own_folder: Path, key: str) -> None:
-    edit_config(own_folder, **{key: 1.0})
+@pytest.mark.parametrize(("key", "neutral"), [(key, 1.0) for key in FACTORS] + [(key, None) for key in CAPS])
+def test_transforms_of_the_logits_are_refused(own_folder: Path, key: str, neutral: float | None) -> None:
+    edit_config(own_folder, **{key: neutral})
     load_weights(str(own_folder), torch.float32, CPU)
     edit_config(own_folder, **{key: 30.0})
     with pytest.raises(ModelError, match=rf"its config sets {key} = 30\.0"):

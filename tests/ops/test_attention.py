@@ -10,9 +10,9 @@ from accord.ops.attention import causal_attention
 D = 8
 
 
-def inputs(queries: int, keys: int, heads: int, kinds: int, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    shapes = [(1, heads, queries, D), (1, kinds, keys, D), (1, kinds, keys, D)]
+def inputs(queries: int, keys: int, heads: int, kinds: int, dtype: torch.dtype, width: int = D) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, heads, queries, D), (1, kinds, keys, D), (1, kinds, keys, width)]
     return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
 
 
@@ -46,11 +46,12 @@ CASES = {
 @pytest.mark.parametrize(("queries", "keys", "window"), CASES.values(), ids=CASES)
 @pytest.mark.parametrize(("heads", "kinds"), [(2, 2), (6, 2), (3, 1)])
 @pytest.mark.parametrize("block", [1, 4, 192])
-def test_values_and_gradients_equal_the_definition(monkeypatch, queries, keys, window, heads, kinds, block):
+@pytest.mark.parametrize("width", [D, D - 3])
+def test_values_and_gradients_equal_the_definition(monkeypatch, queries, keys, window, heads, kinds, block, width):
     # In float64, by the function itself, so that nothing but the formula is compared.
     monkeypatch.setattr(module, "QUERIES", block)
-    leaves = inputs(queries, keys, heads, kinds, torch.float64)
-    weight = torch.randn(1, heads, queries, D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    leaves = inputs(queries, keys, heads, kinds, torch.float64, width)
+    weight = torch.randn(1, heads, queries, width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     expected = naive(*leaves, 0.3, window)
     got = module._CausalAttention.apply(*leaves, 0.3, window, {})
     gradients = torch.autograd.grad((weight * got).sum(), leaves)

@@ -12,6 +12,7 @@ from accord.ops.advantages import (
     decoupled,
     gae,
     group_relative,
+    group_spread,
     leave_one_out,
     returns_to_go,
     spread_over_tokens,
@@ -144,3 +145,10 @@ def test_decoupled_over_two_ranks_is_that_of_one():
 def test_a_reward_that_applies_to_nobody_adds_nothing():
     both = each([[0.0, 1.0], [9.0, 9.0]], [0, 0], applies=[[True, True], [False, False]])
     assert torch.equal(both, each([[0.0, 1.0]], [0, 0]))
+
+
+def test_spread_of_a_group_by_hand():
+    scores = torch.tensor([1.0, -3.0, 4.0, 9.0, -2.5, 7.0, 7.0])
+    groups = torch.tensor([5, 2, 5, 5, 2, 8, 8])
+    applies = torch.tensor([True, True, True, False, True, False, False])
+    assert group_spread(scores, groups, applies).tolist() == [3.0, 0.5, 3.0, 3.0, 0.5, 0.0, 0.0]

@@ -31,13 +31,16 @@ FAMILIES = (
     "qwen3_moe",
     "jamba",
     "mamba",
+    "falcon_h1",
     "cohere",
     "granite",
     "t5",
     "mt5",
     "umt5",
 )
-SCORERS = tuple(name for name in FAMILIES if name not in ("mamba", "cohere", "granite", "t5", "mt5", "umt5"))
+SCORERS = tuple(
+    name for name in FAMILIES if name not in ("mamba", "falcon_h1", "cohere", "granite", "t5", "mt5", "umt5")
+)
 ONE_STEP = {"train": {"steps": 1}}
 ONE_ITERATION = {"train": {"iterations": 1}, "algorithm": {"epochs": 1}}
 PAIRED = [kind for kind in ("dpo",) if kind in RECIPES]
@@ -74,6 +77,22 @@ def test_all_weights_learn_too(family: str, model_folder: Callable[[str], Path],
     moved = [key for key in before if not torch.equal(before[key], after[key])]
     assert len(moved) > len(before) // 2
     assert done.metrics[0]["sampling/logprob_difference_max"] < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["online_dpo", "rejection"])
+def test_an_encoder_decoder_takes_steps_that_were_filled_up(
+    kind: str, model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Where all responses have one score there is nothing to learn, and each step is filled up."""
+    (tmp_path / "one.py").write_text("def one(prompts, responses):\n    return [1.0] * len(responses)\n")
+    keep = {"keep": "threshold", "threshold": 2.0} if kind == "rejection" else {}
+    over = {
+        "reward": f"{tmp_path}/one.py:one",
+        "train": {"iterations": 1},
+        "algorithm": {"epochs": 1, "minibatches": 2} | keep,
+    }
+    row = run(kind, model_folder("t5"), tmp_path / "run", over).metrics[0]
+    assert row["ppo/steps_skipped"] == 2 and row["tokens/trained"] == 0
 
 
 @pytest.mark.parametrize("family", SCORERS)

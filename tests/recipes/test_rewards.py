@@ -97,6 +97,22 @@ def test_normalising_each_changes_what_is_learnt_and_one_source_alone_hardly(bas
     assert both[1].metrics[0]["ppo/advantages/std"] == pytest.approx(math.sqrt(3 / 4), abs=1e-3)  # n - 1 of 4
 
 
+@pytest.mark.parametrize("each", [False, True])
+def test_dynamic_sampling_compares_what_grpo_compares(each, base, tmp_path: Path):
+    """Two sources that always add up to 0: only where each is normalised by itself is there something to learn."""
+    (tmp_path / "opposed.py").write_text(
+        "def up(prompts, responses):\n    return [float(n) for n in range(len(responses))]\n"
+        "def down(prompts, responses):\n    return [-float(n) for n in range(len(responses))]\n"
+    )
+    over = {
+        "reward": [f"{tmp_path}/opposed.py:up", f"{tmp_path}/opposed.py:down"],
+        "algorithm": {"normalize_each": each},
+        "rollout": {"dynamic_sampling": 1},
+    }
+    dropped = [row["sampling/groups_dropped"] for row in run("grpo", base, tmp_path / "run", over).metrics]
+    assert all(count == 0 for count in dropped) if each else all(count > 0 for count in dropped)
+
+
 def test_an_http_reward_gives_what_the_function_gives_bit_for_bit(base, tmp_path: Path):
     """A reward server of our own, with a policy of any tokenizer: here the same, so that the runs can be compared."""
     import threading

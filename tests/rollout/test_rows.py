@@ -22,7 +22,7 @@ from model.kinds import KINDS
 NEW = 9
 GREEDY = Sampling(NEW, temperature=0)
 PAIRS = ("t5", "mt5", "umt5")
-ROWS = ("bloom", "jamba", "mamba", *PAIRS)
+ROWS = ("bloom", "jamba", "mamba", "falcon_h1", *PAIRS)
 PACKED = ("gemma3", "gemma3_images", "opt", "mixtral", "qwen3_moe", "cohere", "granite")
 
 

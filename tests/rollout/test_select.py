@@ -12,8 +12,8 @@ from accord.rollout.select import best_of, best_of_kl_bound
 from accord.types import Rollout
 
 
-def rollout(group: int, score: float | None, text: str = "") -> Rollout:
-    return Rollout((1,), (2,), (-0.5,), "stop", "p", text, group=group, score=score)
+def rollout(group: int, score: float | None, text: str = "", **more) -> Rollout:
+    return Rollout((1,), (2,), (-0.5,), "stop", "p", text, group=group, score=score, **more)
 
 
 def test_the_best_of_each_group_in_the_order_of_the_groups():
@@ -32,6 +32,11 @@ def test_the_best_of_each_group_in_the_order_of_the_groups():
 def test_the_first_of_equals():
     rollouts = [rollout(0, 1.0, "first"), rollout(0, 1.0, "second")]
     assert best_of(rollouts)[0].response_text == "first"
+
+
+def test_scores_of_tokens_count():
+    rollouts = [rollout(0, 1.0), rollout(0, 0.0, token_scores=(2.0,)), rollout(0, 3.0, token_scores=(-2.5,))]
+    assert best_of(rollouts) == rollouts[1:2]
 
 
 def test_a_response_without_a_score_is_not_passed_over():

@@ -24,6 +24,7 @@ from accord.errors import TrainingError
 from accord.layout import Layout
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
+from accord.ops import logprobs as output_layer
 from accord.training.learner import Learner
 from accord.training.state import read_newest, write_checkpoint
 from accord.types import Rollout
@@ -120,6 +121,17 @@ def gradients(learner: Learner, batch: TokenBatch) -> tuple[dict[str, torch.Tens
 
 def copies(learner: Learner) -> dict[str, torch.Tensor]:
     return {name: weight.detach().clone() for name, weight in learner.weights.items()}
+
+
+@pytest.mark.parametrize("coef", [0.0, 0.1])
+def test_the_frozen_output_layer_is_computed_once_unless_entropy_has_a_weight(coef: float, base: Path, monkeypatch):
+    again = []
+    slope = output_layer._slope
+    monkeypatch.setattr(output_layer, "_slope", lambda *arguments: again.append(1) or slope(*arguments))
+    learner, batch = ppo(base, entropy_coef=coef)
+    metrics = learner.update(batch)
+    assert metrics["objective/entropy"] > 1
+    assert bool(again) == (coef > 0)
 
 
 # --- invariant 3 -----------------------------------------------------------------------------------------------------

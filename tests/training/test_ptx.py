@@ -8,15 +8,19 @@ import pytest
 import torch
 
 from accord.algorithms import SFT, Denominators
+from accord.batch import TokenBatch
+from accord.config import AdaLoraConfig, AdapterConfig, ModelConfig
 from accord.data import TokenSequence
 from accord.errors import ConfigError
 from accord.model.forward import Outputs
+from accord.model.roles import Roles
+from accord.model.scorer import Scorer
 from accord.training.learner import Learner
 from accord.training.parallel import Ranks
 from accord.training.ptx import PTX
 from accord.training.stream import Stream
 from recipes.tiny_runs import completions, run, same_weights, timeless, write_rows
-from training.test_learner import TRAIN, copies, examples, gradients, ppo, sft
+from training.test_learner import CPU, TRAIN, copies, examples, gradients, ppo, sft
 
 
 def ptx(coef: float, rows: list[TokenSequence] | None = None, size: int = 6) -> PTX:
@@ -55,6 +59,34 @@ def test_any_split_gives_the_same(limit, base: Path):
 def _ptx_learner(base: Path, limit: int):
     learner, batch = ppo(base, TRAIN.model_copy(update={"micro_batch_tokens": limit}))
     return with_ptx(learner, ptx(0.3)), batch
+
+
+def beside_sft(folder: Path, adapter: AdapterConfig | None, other: PTX | None) -> tuple[Learner, TokenBatch]:
+    torch.manual_seed(0)
+    roles = Roles(ModelConfig(path=str(folder), router_aux_coef=None), adapter, CPU)
+    roles.add_policy()
+    algorithm = SFT()
+    return Learner(roles, algorithm, TRAIN, 10, ptx=other), algorithm.prepare(examples()[:4], Scorer(roles, 4096))[0]
+
+
+def test_adalora_s_penalty_comes_once_a_step(base: Path):
+    config = AdaLoraConfig(init_r=4, target_r=2, alpha=8, orthogonality=0.5)
+    alone, metrics = gradients(*beside_sft(base, config, None))
+    both, both_metrics = gradients(*beside_sft(base, config, ptx(0.0)))
+    assert both_metrics["adapter/orthogonality"] == metrics["adapter/orthogonality"] > 0
+    for name, gradient in alone.items():
+        assert torch.equal(both[name], gradient), name
+    without, _ = gradients(*beside_sft(base, config.model_copy(update={"orthogonality": 0.0}), None))
+    assert any(not torch.allclose(without[name], gradient) for name, gradient in alone.items()), "the penalty is seen"
+
+
+def test_the_balance_of_experts_is_that_of_both(model_folder):
+    folder = model_folder("mixtral")
+    _, of_batch = gradients(*beside_sft(folder, None, None))
+    _, of_both = gradients(*beside_sft(folder, None, ptx(0.5)))
+    _, of_text = gradients(*sft(folder, full=True))
+    assert of_both["moe/aux_loss"] == pytest.approx(of_batch["moe/aux_loss"] + of_text["moe/aux_loss"], rel=1e-5)
+    assert of_batch["moe/aux_loss"] != of_text["moe/aux_loss"]
 
 
 def test_a_step_down_makes_the_text_likelier():

@@ -15,7 +15,7 @@ from accord.data import EncodedPrompt
 from accord.rollout.collect import Collection
 from accord.training.console import Console
 from accord.training.parallel import Ranks
-from accord.training.sources import Examples, Rollouts, lag_metric, rollout_columns, write_rollouts
+from accord.training.sources import Examples, Rollouts, lag_metric, rollout_columns, split_groups, write_rollouts
 from accord.training.stream import Stream
 from accord.types import Rollout
 
@@ -68,6 +68,13 @@ def test_one_row_a_response(tmp_path: Path):
             "score/b": 4.0,
         },
     ]
+
+
+def test_the_score_of_a_row_is_with_those_of_its_tokens():
+    first, second = made()
+    assert columns([dataclasses.replace(first, token_scores=(0.5, -3.0)), second])["score"] == [-1.0, -0.25]
+    unscored = dataclasses.replace(second, score=None)
+    assert rollout_columns([first, unscored], rollout_batch([first, unscored], scored=False), 1)["score"] == [1.5, None]
 
 
 def test_without_a_reference_there_is_no_kl(tmp_path: Path):
@@ -185,6 +192,26 @@ def test_groups_of_one_score_give_way_to_other_prompts():
 def test_what_is_missing_after_the_last_round_is_filled_up():
     items, metrics = dynamic(hard=99, rounds=2)[0].collect(0, QUIET)
     assert len(items) == 8 and metrics["sampling/rounds"] == 3 and metrics["sampling/groups_dropped"] == 8
+
+
+def test_a_group_may_be_judged_by_each_of_its_sources():
+    """Where each source is normalised by itself, two that cancel out in the sum teach all the same."""
+
+    def group(number: int, *scores: tuple[float | None, ...]) -> list[Rollout]:
+        return [
+            rollout(
+                number, 2, score=sum(x or 0.0 for x in pair), group=number, scores=dict(zip("abw", pair, strict=True))
+            )
+            for pair in scores
+        ]
+
+    cancelling, equal = group(1, (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)), group(2, (1.0, 0.5, 3.0), (1.0, 0.5, 9.0))
+    missing = group(3, (None, 0.5, 0.0), (None, 0.5, 0.0))
+    rarely, differing = group(4, (2.0, 0.5, 0.0), (None, 0.5, 0.0)), group(5, (2.0, None, 0.0), (2.5, 0.5, 0.0))
+    groups = [cancelling, equal, missing, rarely, differing]
+    everything = [one for group in groups for one in group]
+    assert split_groups(everything, ("a", "b")) == ([cancelling, differing], [equal, missing, rarely])
+    assert split_groups(everything) == ([equal, rarely, differing], [cancelling, missing])
 
 
 def test_without_groups_to_drop_it_is_the_plain_source():

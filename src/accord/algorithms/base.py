@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import torch
@@ -27,17 +27,29 @@ class Denominators:
     """Sequences, float32 scalar."""
     desirable: Tensor = field(default_factory=lambda: torch.tensor(0.0))
     """Sequences with a thumb up, float32 scalar; 0 without labels."""
+    idle_tokens: Tensor = field(default_factory=lambda: torch.tensor(0.0))
+    """Of the target tokens, those that nothing is learnt from (`TokenBatch.learnt_N`), float32 scalar."""
+    idle_sequences: Tensor = field(default_factory=lambda: torch.tensor(0.0))
+    """Of the sequences, those that nothing is learnt from, float32 scalar."""
 
     @classmethod
     def of(cls, batch: TokenBatch, sum_over_ranks: SumOverRanks) -> Denominators:
         """Count this rank's part of a step and add the other ranks'."""
         desirable = 0 if batch.labels_N is None else int(batch.labels_N.sum())
-        counts = torch.tensor([batch.targets, batch.sequences, desirable], dtype=torch.float64)
+        idle_N = torch.zeros(batch.sequences, dtype=torch.bool) if batch.learnt_N is None else ~batch.learnt_N
+        idle = int((batch.target_mask_T & idle_N[batch.sequence_T]).sum()), int(idle_N.sum())
+        counts = torch.tensor([batch.targets, batch.sequences, desirable, *idle], dtype=torch.float64)
         return cls(*sum_over_ranks(counts).float().unbind())
+
+    @property
+    def learnt(self) -> Denominators:
+        """Counts of what is learnt from alone; 1 where that is nothing, so that its sum, 0, can be divided."""
+        tokens, sequences = self.tokens - self.idle_tokens, self.sequences - self.idle_sequences
+        return Denominators(tokens.clamp(min=1), sequences.clamp(min=1), self.desirable)
 
     def to(self, device: torch.device) -> Denominators:
         """A copy on a device."""
-        return Denominators(self.tokens.to(device), self.sequences.to(device), self.desirable.to(device))
+        return Denominators(*(getattr(self, count.name).to(device) for count in fields(self)))
 
 
 class Algorithm(Protocol):

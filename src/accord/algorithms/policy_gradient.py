@@ -33,7 +33,7 @@ class Scored:
     """The score at the last response token, scores of tokens at theirs, and the KL penalty at each if it is part of the reward;
     float32 [T]."""
     scores_N: Tensor
-    """Shaped scores of whole responses alone; float32 [N]."""
+    """Shaped scores of whole responses, with those of their tokens; float32 [N]."""
     metrics: Metrics
 
 
@@ -60,8 +60,17 @@ class FromRollouts(UsesRollouts):
         self.coef_used = kl.coef
         """The KL's weight in the iteration prepared last; the controller holds the next one's."""
 
-    def score_rollouts(self, items: Sequence[Rollout], scorer: Scorer, *wanted: str) -> Scored:
-        """Run the frozen passes, shape the scores, add the KL penalty, and let the controller react."""
+    def score_rollouts(
+        self, items: Sequence[Rollout], scorer: Scorer, *wanted: str, penalties_N: Tensor | None = None
+    ) -> Scored:
+        """Run the frozen passes, shape the scores, add the KL penalty, and let the controller react.
+
+        Args:
+            items: scored.
+            scorer: runs the passes.
+            wanted: streams beside the log-probabilities.
+            penalties_N: of the algorithm's own, see `shape_scores`.
+        """
         self.prepared += 1
         kl = self.shaping.kl
         batch = rollout_batch(items)
@@ -78,7 +87,7 @@ class FromRollouts(UsesRollouts):
         if of_tokens_T is not None:
             of_tokens_T = of_tokens_T * self.shaping.reward_scale
         batch, weighing = self._weighted(batch)
-        scores_N = shape_scores(batch, items, self.shaping, self.reward_moments, self.sum_over_ranks)
+        scores_N = shape_scores(batch, items, self.shaping, self.reward_moments, self.sum_over_ranks, penalties_N)
         totals_N = scores_N if of_tokens_T is None else scores_N + sum_per_sequence(of_tokens_T, batch)
         metrics |= weighing | {
             "ppo/mean_scores": self.mean(totals_N),
@@ -89,7 +98,7 @@ class FromRollouts(UsesRollouts):
         samples = float(self.sum_over_ranks(torch.tensor(float(batch.sequences))))
         self.controller.update(metrics["objective/kl"], int(samples))
         rewards_T = penalty_T if of_tokens_T is None else penalty_T + of_tokens_T
-        return Scored(batch, rewards_T.index_add(0, last_targets(batch), scores_N), scores_N, metrics)
+        return Scored(batch, rewards_T.index_add(0, last_targets(batch), scores_N), totals_N, metrics)
 
     def _weighted(self, batch: TokenBatch) -> tuple[TokenBatch, Metrics]:
         """The batch with importance weights, if the recipe wants any, and how large they are."""

@@ -10,7 +10,7 @@ from accord.algorithms.base import Denominators, Metrics
 from accord.algorithms.policy_gradient import FromRollouts
 from accord.batch import TokenBatch
 from accord.config import RLOOConfig
-from accord.losses import rloo
+from accord.losses import approximate_kl, log_ratios_of, rloo
 from accord.model.forward import Outputs
 from accord.model.scorer import Scorer
 from accord.ops.advantages import leave_one_out, spread_over_tokens
@@ -53,6 +53,10 @@ class RLOO(FromRollouts):
             clip=self.config.clip,
             weights_N=None if batch.weights_T is None else batch.weights_T[last_targets(batch)],
         )
+        log_ratios_T = log_ratios_of(
+            logprobs=outputs.logprobs_T.detach(), old_logprobs=batch.old_logprobs_T, mask=batch.target_mask_T
+        )
+        metrics |= approximate_kl(log_ratios_T=log_ratios_T, mask_T=batch.target_mask_T, tokens=denominators.tokens)
         metrics["objective/entropy"] = outputs.entropies_T.detach().sum() / denominators.tokens
         kl = self.kl_term(outputs, batch, denominators)
         return (loss, metrics) if kl is None else (loss + kl[0], metrics | kl[1])

@@ -18,11 +18,12 @@ from accord.types import Rollout
 
 
 def rollout_batch(rollouts: Sequence[Rollout], scored: bool = True) -> TokenBatch:
-    """Prompt and response of each rollout end to end; the response tokens are the targets. With `scored`, each has a score.
+    """Prompt and response of each rollout end to end; the response tokens (or `learnt_ids` of them) are the targets. With
+    `scored`, each has a score.
 
     Raises:
-        ValueError: a rollout has no score, an empty response, or not one log-probability (or token score, if it has any) for each
-            response token.
+        ValueError: a rollout has no score, an empty response, or not one log-probability (or token score, or mark of what is to
+            be learnt, if it has any) for each response token.
     """
     for index, rollout in enumerate(rollouts):
         if scored and rollout.score is None:
@@ -38,10 +39,15 @@ def rollout_batch(rollouts: Sequence[Rollout], scored: bool = True) -> TokenBatc
             raise ValueError(
                 f"rollout {index} has {len(rollout.response_ids)} response tokens and {len(rollout.token_scores)} token scores"
             )
+        if rollout.learnt_ids is not None and len(rollout.learnt_ids) != len(rollout.response_ids):
+            raise ValueError(
+                f"rollout {index} has {len(rollout.response_ids)} response tokens and "
+                f"{len(rollout.learnt_ids)} marks of what is learnt"
+            )
     sampler = [x for r in rollouts for x in (*([0.0] * len(r.prompt_ids)), *r.sampler_logprobs)]
     return TokenBatch.from_sequences(
         [r.prompt_ids + r.response_ids for r in rollouts],
-        [[False] * len(r.prompt_ids) + [True] * len(r.response_ids) for r in rollouts],
+        [[False] * len(r.prompt_ids) + list(r.learnt_ids or [True] * len(r.response_ids)) for r in rollouts],
         sampler_logprobs_T=torch.tensor(sampler, dtype=torch.float32),
         scores_N=torch.tensor([r.score for r in rollouts], dtype=torch.float32) if scored else None,
         group_N=torch.tensor([r.group for r in rollouts]),
@@ -63,27 +69,32 @@ def shape_scores(
     config: PolicyGradient,
     seen: RunningMoments,
     sum_over_ranks: SumOverRanks = one_rank,
+    penalties_N: Tensor | None = None,
 ) -> Tensor:
-    """Scores as the advantages see them: penalty for a missing end, scale, running normalisation, clip; float32 [N].
+    """Scores as the advantages see them: penalties, scale, running normalisation, clip; float32 [N].
 
     Args:
         batch: with `scores_N`.
         rollouts: the same ones; their finish reasons are read.
-        config: says which of the four are wanted, and how much.
+        config: says which are wanted, and how much.
         seen: mean and variance of all scores so far; this batch is taken in first.
         sum_over_ranks: for these statistics.
+        penalties_N: of the algorithm, subtracted first, beside that for a missing end; float32 [N].
     """
     assert batch.scores_N is not None
-    scores_N = _scaled(batch.scores_N, rollouts, config)
+    scores_N = batch.scores_N if penalties_N is None else batch.scores_N - penalties_N
+    scores_N = _scaled(scores_N, rollouts, config)
     if config.reward_normalize:
         seen.update(scores_N, sum_over_ranks)
     return _bounded(scores_N, config, seen)
 
 
 def shape_alike(rollouts: Sequence[Rollout], config: PolicyGradient, seen: RunningMoments) -> Tensor:
-    """Scores of other rollouts, shaped as those of the batch were, whose statistics they do not change; float32 [N]."""
+    """Scores of other rollouts, those of their tokens included, shaped as those of the batch were, whose statistics they do not
+    change; float32 [N]."""
     scores_N = torch.tensor([rollout.score for rollout in rollouts], dtype=torch.float32)
-    return _bounded(_scaled(scores_N, rollouts, config), config, seen)
+    of_tokens_N = torch.tensor([sum(rollout.token_scores or ()) for rollout in rollouts], dtype=torch.float32)
+    return _bounded(_scaled(scores_N, rollouts, config), config, seen) + config.reward_scale * of_tokens_N
 
 
 def _scaled(scores_N: Tensor, rollouts: Sequence[Rollout], config: PolicyGradient) -> Tensor:

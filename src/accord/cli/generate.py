@@ -103,7 +103,7 @@ def _row(rollout: Rollout) -> dict[str, Any]:
         "completion": rollout.response_text,
         "finish_reason": rollout.finish_reason,
     }
-    return row if rollout.score is None else row | {"score": rollout.score, "scores": dict(rollout.scores)}
+    return row if rollout.score is None else row | {"score": rollout.total_score, "scores": dict(rollout.scores)}
 
 
 def _show(rows: list[dict[str, Any]]) -> None:

@@ -85,6 +85,11 @@ class RolloutAlgorithm(AlgorithmConfig):
         """Whether the responses to a prompt become one thing to learn, which cannot be cut."""
         return False
 
+    @property
+    def compares_each_source(self) -> bool:
+        """Whether responses are compared by what each reward source says, instead of by the sum."""
+        return False
+
 
 class PolicyGradient(RolloutAlgorithm):
     """What all policy gradients have: how scores are shaped, and how far a batch may carry the policy."""

@@ -21,9 +21,11 @@ from accord.losses.rloo import rloo
 from accord.losses.router import router_balance
 from accord.losses.sft import sft
 from accord.losses.simpo import simpo
+from accord.losses.surrogate import approximate_kl, log_ratios_of
 
 __all__ = [
     "aot_values",
+    "approximate_kl",
     "bco",
     "bradley_terry",
     "classify",
@@ -33,6 +35,7 @@ __all__ = [
     "grpo",
     "kl_penalty",
     "kto",
+    "log_ratios_of",
     "matched",
     "orpo",
     "ppo_policy",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from accord.losses.surrogate import clipped_surrogate, log_ratios_of, ratio_metrics
+from accord.losses.surrogate import approximate_kl, clipped_surrogate, log_ratios_of, ratio_metrics
 from accord.ops.masking import masked_sum
 
 
@@ -46,6 +46,7 @@ def grpo(
         The loss (scalar) and `ppo/policy/*`, `ppo/loss/policy`; the metrics are means over tokens.
     """
     log_ratio_T = log_ratios_of(logprobs=logprobs_T, old_logprobs=old_logprobs_T, mask=mask_T)
+    moved = approximate_kl(log_ratios_T=log_ratio_T, mask_T=mask_T, tokens=tokens)
     if sequence_T is not None:
         log_ratio_T = _of_sequence(log_ratio_T, mask_T, sequence_T)
     advantages_T = advantages_T.masked_fill(~mask_T, 0.0)
@@ -58,7 +59,8 @@ def grpo(
             log_ratios=log_ratio_T, advantages=advantages_T, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip
         )
     loss = masked_sum(losses_T * weights_T.masked_fill(~mask_T, 0.0), mask_T)
-    metrics = {"ppo/loss/policy": loss, **ratio_metrics(log_ratios=log_ratio_T, held=held_T, mask=mask_T, count=tokens)}
+    ratios = ratio_metrics(log_ratios=log_ratio_T, held=held_T, mask=mask_T, count=tokens)
+    metrics = {"ppo/loss/policy": loss, **ratios, **moved}
     return loss, {name: value.detach() for name, value in metrics.items()}
 
 

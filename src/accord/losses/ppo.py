@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from accord.losses.surrogate import clipped_surrogate, log_ratios_of, ratio_metrics
+from accord.losses.surrogate import approximate_kl, clipped_surrogate, log_ratios_of, ratio_metrics
 from accord.ops.kl import kl_per_token
 from accord.ops.masking import masked_sum
 
@@ -57,12 +57,14 @@ def ppo_policy(
     metrics = {
         "ppo/loss/policy": surrogate,
         **ratio_metrics(log_ratios=log_ratio_T, held=held_T, mask=mask_T, count=tokens),
+        **approximate_kl(log_ratios_T=log_ratio_T, mask_T=mask_T, tokens=tokens),
     }
     loss = surrogate
     if entropies_T is not None:
         entropy = masked_sum(entropies_T, mask_T) / tokens
         metrics["objective/entropy"] = entropy
-        loss = loss - entropy_coef * entropy
+        if entropy_coef:  # 0 x entropy would have the output layer computed a second time in backward
+            loss = loss - entropy_coef * entropy
     return loss, {name: value.detach() for name, value in metrics.items()}
 
 

@@ -33,7 +33,7 @@ def rloo(
         weights_N: weight of each response, float32 [N]; 1 if not given. See `ops.importance`.
 
     Returns:
-        The loss (scalar) and `ppo/policy/*`, `ppo/loss/policy`.
+        The loss (scalar), `ppo/loss/policy`, and of `ppo/policy/*` what is told of responses; see `approximate_kl` for the rest.
     """
     log_ratio_N = log_ratios_of(logprobs=logprobs_N, old_logprobs=old_logprobs_N)
     losses_N, held_N = clipped_surrogate(log_ratios=log_ratio_N, advantages=advantages_N, clip_low=clip, clip_high=clip)

@@ -43,7 +43,7 @@ def log_ratios_of(*, logprobs: Tensor, old_logprobs: Tensor, mask: Tensor | None
 
 
 def ratio_metrics(*, log_ratios: Tensor, held: Tensor, mask: Tensor, count: Tensor) -> dict[str, Tensor]:
-    """`ppo/policy/*`: means over the actions on the mask, of which the whole step has `count`."""
+    """`ppo/policy/*` of actions, tokens or responses: means over those on the mask, of which the whole step has `count`."""
 
     def mean(values: Tensor) -> Tensor:
         return values.masked_fill(~mask, 0.0).sum() / count
@@ -51,8 +51,15 @@ def ratio_metrics(*, log_ratios: Tensor, held: Tensor, mask: Tensor, count: Tens
     ratios = log_ratios.exp()
     return {
         "ppo/policy/clipfrac": mean(held.float()),
-        # (ratio - 1) - log ratio: Schulman's k3 of KL(old || new), never negative.
-        "ppo/policy/approxkl": mean(torch.expm1(log_ratios) - log_ratios),
         "ppo/policy/ratio_mean": mean(ratios),
         "ppo/policy/ratio_max": ratios.masked_fill(~mask, 0.0).max(),
     }
+
+
+def approximate_kl(*, log_ratios_T: Tensor, mask_T: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+    """`ppo/policy/approxkl`: mean over tokens of ratio - 1 - log ratio, Schulman's k3 of KL(old || new), in nats, never negative.
+
+    It is of tokens also where the ratio that is clipped is a response's: `kl_stop` has one unit.
+    """
+    kl_T = torch.expm1(log_ratios_T) - log_ratios_T
+    return {"ppo/policy/approxkl": kl_T.masked_fill(~mask_T, 0.0).detach().sum() / tokens}

@@ -347,18 +347,24 @@ class AdapterSet:
 
 
 def _unsuited(model: PreTrainedModel) -> list[str] | None:
-    """Linear layers that `all-linear` leaves out: those of an image tower, which no text reaches, and Mamba's `out_proj`,
-    whose weight its fused kernels read past any adapter."""
+    """Linear layers that `all-linear` leaves out: those of an image tower, which no text reaches, and `out_proj` of
+    state-space layers whose fused kernels read its weight past any adapter."""
     inside = {id(module) for module in trunk_of(model).modules()}
     names = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and id(module) not in inside and module is not model.get_output_embeddings()
     ]
-    if "mamba" in model.config.model_type:
+    if model.config.model_type in FUSED:
         names.append("out_proj")
     return names or None
 
+
+FUSED = {
+    *("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"),  # of these peft refuses it too
+    *("bamba", "granitemoehybrid", "zamba2"),
+}
+"""Families that hand the weight of `out_proj` to a kernel instead of calling the layer."""
 
 EXPECTED = (
     "You are trying to modify a model with PEFT for a second time",  # every adapter after the first

@@ -29,7 +29,7 @@ from accord.config import ModelConfig
 from accord.errors import ModelError
 from accord.model.attention import choose_attention
 from accord.model.notices import leave_out_idle_notices
-from accord.model.reading import SCALES, Reading, choose_reading, way_of
+from accord.model.reading import Reading, choose_reading, refuse_head, refuse_transform, way_of
 from accord.model.tensors import LazyTensor, load_streaming, open_tensors
 
 leave_out_idle_notices()  # before anything imports bitsandbytes
@@ -251,14 +251,7 @@ def make_skeleton(base: str, config: Any, scorer: bool = False, trust_remote_cod
     Raises:
         ModelError: it cannot, with the reason.
     """
-    text = config.get_text_config()
-    for key in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        value = getattr(text, key, None)
-        if value not in (None, 0, 1, 1.0) and (key == "final_logit_softcapping" or text.model_type not in SCALES):
-            raise ModelError(
-                f"{base}: its config sets {key} = {value}, a transform of the logits that is not supported for "
-                f"{text.model_type}: log-probabilities are computed from the output layer here, and would leave it out"
-            )
+    refuse_transform(base, config.get_text_config())
     if scorer:
         refuse_scorer(base, config)
     try:
@@ -268,6 +261,8 @@ def make_skeleton(base: str, config: Any, scorer: bool = False, trust_remote_cod
             )
     except ValueError as error:
         raise ModelError(f"{base} is no model of a kind that is needed here: {_first_line(error)}") from error
+    if not scorer:
+        refuse_head(base, skeleton)
     return skeleton
 
 

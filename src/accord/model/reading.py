@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import torch
@@ -166,14 +167,11 @@ def read_pairs(model: nn.Module, batch: TokenBatch, virtual_WH: Tensor | None = 
 
     Args:
         model: with both stacks.
-        batch: sequences with targets.
+        batch: any sequences; of one without a target, which only fills up a step, no state is read.
         virtual_WH: embeddings of virtual tokens, which the encoder reads before each prompt.
-
-    Raises:
-        ModelError: a sequence without a target, so without a response.
     """
     bounds, targets = batch.cu_seqlens.tolist(), batch.target_mask_T.tolist()
-    firsts = [_first_target(targets, n, *bounds[n : n + 2]) for n in range(batch.sequences)]
+    firsts = [_first_target(targets, *pair) for pair in pairwise(bounds)]
     ids = batch.input_ids_T.tolist()
     device = batch.cu_seqlens.device
     config: Any = model.config
@@ -239,14 +237,55 @@ SCALES: dict[str | None, Callable[[Any], float]] = {
     "cohere2": lambda config: config.logit_scale,
     "granite": lambda config: 1 / config.logits_scaling,
     "granitemoe": lambda config: 1 / config.logits_scaling,
+    "falcon_h1": lambda config: config.lm_head_multiplier,
 }
 """Families whose code scales the logits, by the type of the text model's config."""
+FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "logits_mup_width_multiplier", "output_multiplier")
+"""Keys by which transformers' families scale the logits, each in its own way: 1 leaves them as they are."""
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap", "unpadded_vocab_size")
+"""Keys of what no factor can stand in for: a tanh over the logits, or a part of them left out."""
 
 
-def _first_target(targets: list[bool], n: int, start: int, end: int) -> int:
-    if True not in targets[start:end]:
-        raise ModelError(f"sequence {n} has no target token, so an encoder-decoder model cannot tell its response")
-    return targets.index(True, start, end) - start
+def refuse_transform(base: str, text: Any) -> None:
+    """Refuse a family whose code does more to the logits than is known here; `text` is the text model's config.
+
+    Raises:
+        ModelError: it names the key.
+    """
+    scales = () if text.model_type in SCALES else FACTORS
+    neutral: dict[str, tuple[Any, ...]] = dict.fromkeys(scales, (None, 0, 1)) | dict.fromkeys(CAPS, (None, 0))
+    for key, without in neutral.items():
+        value = getattr(text, key, None)
+        if value not in without:
+            raise ModelError(
+                f"{base}: its config sets {key} = {value}, a transform of the logits that is not supported for "
+                f"{text.model_type}: log-probabilities are computed from the output layer here, and would leave it out"
+            )
+
+
+def refuse_head(base: str, skeleton: PreTrainedModel) -> None:
+    """Refuse a model with weights between its trunk and its output layer, such as the dense layer and norm of BERT's kin.
+
+    Raises:
+        ModelError: it names one.
+    """
+    trunk: Any = skeleton.base_model
+    output = skeleton.get_output_embeddings()
+    if trunk is skeleton or output is None:
+        return
+    known = {id(parameter) for part in (trunk, output) for parameter in part.parameters()}
+    between = [name for name, parameter in skeleton.named_parameters() if id(parameter) not in known]
+    if between:
+        raise ModelError(
+            f"{base}: a {type(skeleton).__name__} has weights between its hidden states and its output layer, such as "
+            f"{between[0]}: log-probabilities are computed from the output layer here, and would leave them out"
+        )
+
+
+def _first_target(targets: list[bool], start: int, end: int) -> int:
+    """Where the response begins. In a sequence that only fills up a step, and has no target, it is the last token: one must be
+    the decoder's, and what it says there is not read."""
+    return targets.index(True, start, end) - start if True in targets[start:end] else max(1, end - start - 1)
 
 
 def _put_back(parts: list[Tensor], places: list[Tensor], batch: TokenBatch) -> Tensor:

@@ -8,6 +8,9 @@ from torch import Tensor
 from accord.batch import TokenBatch
 from accord.ops.statistics import SumOverRanks, moments, one_rank
 
+SAME_SCORE = 1e-8
+"""Scores that are no further apart are one score."""
+
 
 def gae(batch: TokenBatch, rewards_T: Tensor, values_T: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation over the target tokens of each sequence (Schulman et al. 2016, arXiv:1506.02438).
@@ -124,6 +127,22 @@ def decoupled(
     everything = torch.ones_like(summed_N, dtype=torch.bool)
     count, mean, variance = moments(summed_N, everything, sum_over_ranks)
     return ((summed_N - mean) / ((variance * count / (count - 1).clamp(min=1)).sqrt() + 1e-4)).float()
+
+
+def group_spread(scores_N: Tensor, group_N: Tensor, applies_N: Tensor) -> Tensor:
+    """For each response the distance between the highest and the lowest score of its group, 0 where they are the same; [N].
+
+    Args:
+        scores_N: float [N].
+        group_N: responses with the same number answer the same prompt; int64 [N].
+        applies_N: which scores count, bool [N]; a group without any has a spread of 0.
+    """
+    _, member_N = torch.unique(group_N, return_inverse=True)
+    none = torch.full((int(member_N.max()) + 1,), -torch.inf, dtype=scores_N.dtype)
+    highest, minus_lowest = (
+        none.scatter_reduce(0, member_N[applies_N], sign * scores_N[applies_N], reduce="amax") for sign in (1, -1)
+    )
+    return (highest + minus_lowest).clamp(min=0)[member_N]
 
 
 def _groups(scores_N: Tensor, group_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:

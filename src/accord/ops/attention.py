@@ -40,14 +40,15 @@ def causal_attention(
 
     Args:
         query: [1, heads, Q, D]
-        key, value: [1, key-value heads, K, D], K at least Q; each key-value head serves as many heads in a row.
+        key: [1, key-value heads, K, D], K at least Q; each key-value head serves as many heads in a row.
+        value: [1, key-value heads, K, E]; E may differ from D, as in DeepSeek's latent attention.
         scale: of the scores; 1 / sqrt(D) if not given.
         window: a token sees this many last tokens, itself included.
         dropout: on the attention weights.
         masks: takes the masks that are made, for the calls that follow.
 
     Returns:
-        [1, heads, Q, D]
+        [1, heads, Q, E]
     """
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     masks = {} if masks is None else masks
@@ -127,7 +128,7 @@ class _CausalAttention(torch.autograd.Function):
             first = 0 if ctx.window is None else max(0, keys - queries + start + 1 - ctx.window)
             # The heads that share a key-value head are one matrix: [key-value heads, group x queries, ...].
             rows = query[0, :, start:end].reshape(kinds, -1, width)
-            grad = gradients[0][0, :, start:end].reshape(kinds, -1, width)
+            grad = gradients[0][0, :, start:end].reshape(kinds, -1, value.shape[-1])
             scores = torch.bmm(rows.to(exact), exact_key[:, first:last].transpose(1, 2)).mul_(ctx.scale)
             _hide(scores.view(kinds, heads // kinds, end - start, -1), ctx.window)
             p = torch.softmax(scores, dim=-1)

@@ -6,10 +6,10 @@ from functools import partial
 
 from accord.algorithms import Distill
 from accord.config import DistillRecipe
-from accord.data import Encoder, TokenSequence, encode_examples
+from accord.data import Encoder, TokenSequence, encode_examples, stop_ids
 from accord.errors import ModelError
 from accord.ops.statistics import SumOverRanks, one_rank
-from accord.recipes.build import read_rows
+from accord.recipes.build import check_context, read_rows
 from accord.recipes.rollouts import build_rollouts
 from accord.training.loop import Parts
 from accord.training.sources import OnAndOffPolicy, Rollouts
@@ -43,10 +43,15 @@ def make_algorithm(recipe: DistillRecipe, sum_over_ranks: SumOverRanks = one_ran
 
 
 def _with_examples(recipe: DistillRecipe, parts: Parts) -> None:
-    """Let some iterations learn from the completions of the data."""
+    """Let some iterations learn from the completions of the data.
+
+    Raises:
+        ConfigError: a row is longer than the model reads.
+    """
     roles, ranks = parts.learner.roles, parts.learner.ranks
-    encoder = Encoder(roles.tokenizer)
+    encoder = Encoder(roles.tokenizer, stop_ids(roles.tokenizer, roles.model.generation_config))
     rows, _ = read_rows(recipe.data, Example, lambda loaded, config: encode_examples(loaded, encoder, config))
+    check_context(roles, max(len(row) for row in rows), "data.max_tokens")
     stream = Stream([_as_rollout(row, encoder) for row in rows], recipe.train.batch_size, recipe.seed, ranks=ranks.size)
     assert isinstance(parts.source, Rollouts)
     parts.source = OnAndOffPolicy(parts.source, stream, recipe.algorithm.on_policy, recipe.seed, ranks)
@@ -63,4 +68,5 @@ def _as_rollout(row: TokenSequence, encoder: Encoder) -> Rollout:
         prompt_text=str(encoder.tokenizer.decode(list(prompt))),
         response_text=str(encoder.tokenizer.decode(list(response), skip_special_tokens=True)),
         version=-1,
+        learnt_ids=row.target_mask[start:],
     )

@@ -78,7 +78,7 @@ def build_rollouts(
         algorithm=algorithm,
         learner=learner,
         scorer=scorer,
-        source=Rollouts(stream, collector, ranks, rollout.dynamic_sampling),
+        source=Rollouts(stream, collector, ranks, rollout.dynamic_sampling, _compared(recipe)),
         iterations=recipe.train.iterations,
         steps_per_iteration=steps,
         save=partial(save_policy_and_critic, roles),
@@ -87,6 +87,13 @@ def build_rollouts(
         next_steps=[("try it", f'accord generate {recipe.output}/model --prompt "..."')],
         longest=longest - rollout.max_new_tokens,
     )
+
+
+def _compared(recipe: RolloutRecipe) -> tuple[str, ...] | None:
+    """The reward sources that responses are compared by, if not by their sum; those of weight 0 are only watched."""
+    if not recipe.algorithm.compares_each_source:
+        return None
+    return tuple(term.label for term in recipe.reward if term.weight != 0)
 
 
 def make_ptx(

@@ -22,7 +22,7 @@ def best_of(rollouts: Sequence[Rollout]) -> list[Rollout]:
                 f"rollout {index} (group {rollout.group}) has no score; score all before choosing the best"
             )
         held = best.get(rollout.group)
-        if held is None or held.score is None or rollout.score > held.score:
+        if held is None or rollout.total_score > held.total_score:
             best[rollout.group] = rollout
     return list(best.values())
 

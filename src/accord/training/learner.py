@@ -29,6 +29,11 @@ LABELS = ("critic", "head", "lora_b")
 Loss: TypeAlias = Callable[[Outputs, TokenBatch, Denominators], tuple[Tensor, dict[str, Tensor]]]
 
 
+def _added(one: Metrics, other: Metrics) -> Metrics:
+    """The metrics of both, added up where they have one name."""
+    return one | {name: one.get(name, 0.0) + value for name, value in other.items()}
+
+
 class Learner:
     """Holds the optimiser of all roles that learn.
 
@@ -94,14 +99,14 @@ class Learner:
                 more, beside = self._backward(
                     RoleUpdate(update.role), text, counts, self.ptx.loss, self.ptx.temperature
                 )
-                sums, through = sums | more, through + beside
+                sums, through = _added(sums, more), through + beside
                 tokens += text.tokens
             computed = computed or through  # of the first role, as `tokens` counts each once for all roles
-            metrics |= {name: sums.get(name, 0.0) + metrics.get(name, 0.0) for name in sums}
+            metrics = _added(_added(metrics, sums), self._backward_penalty(update))
             metrics |= self._reduce_and_clip(update, first=number == 0)
         self.roles.train_mode(False)
         self._check_finite(metrics)
-        metrics["tokens/trained"] = float(denominators.tokens)
+        metrics["tokens/trained"] = float(denominators.tokens - denominators.idle_tokens)
         reason = self.algorithm.veto(metrics)
         if reason is None:
             self.schedule.go_to(self.steps)
@@ -153,13 +158,20 @@ class Learner:
                         totals[name] = value
                     else:
                         totals[name] = torch.maximum(old, value) if name.endswith("_max") else old + value
-            if not update.heads_only:  # once a step, whatever the split into micro-batches and ranks
-                totals |= self.roles.adapters.backward_penalty(role.adapter, self.ranks.size)
         reduced = {
             name: float(self.ranks.max(value) if name.endswith("_max") else self.ranks.sum(value))
             for name, value in totals.items()
         }
         return reduced, computed
+
+    def _backward_penalty(self, update: RoleUpdate) -> Metrics:
+        """Gradient of the adapter's own penalty: once a step, whatever the split into micro-batches and ranks, with text beside
+        the rewards or without."""
+        if update.heads_only:
+            return {}
+        with self.roles.use(update.role, train=True) as role:
+            shares = self.roles.adapters.backward_penalty(role.adapter, self.ranks.size)
+        return {name: float(self.ranks.sum(share)) for name, share in shares.items()}
 
     def _reduce_and_clip(self, update: RoleUpdate, first: bool) -> Metrics:
         """Add gradients over ranks, and limit their norm, for each role by itself: a wild critic must not slow the policy."""

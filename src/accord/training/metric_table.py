@@ -115,7 +115,8 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
     ),
     "Mixture of experts (a policy with routers)": (
         M("moe/aux_loss", "Load-balancing loss over the step's tokens, before `model.router_aux_coef`: the number of "
-          "experts a token goes to when all get equally much, up to the number of experts when the same ones get all.",
+          "experts a token goes to when all get equally much, up to the number of experts when the same ones get all. Added up "
+          "over the roles that learn, and over the text beside the rewards (`ptx`).",
           "Stays near where it began, close to the experts per token.",
           "Rises: experts fall idle; raise `model.router_aux_coef`, or lower the learning rate."),
     ),
@@ -234,16 +235,18 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           "Small and around 0; its size says little.", "Large or growing: lower the learning rate."),
         M("ppo/loss/total", "All loss terms with their weights.",
           "Falls with the value loss.", "Look at its terms."),
-        M("ppo/policy/clipfrac", "Share of response tokens whose probability ratio was clipped.",
+        M("ppo/policy/clipfrac", "Share of response tokens whose probability ratio was clipped. What is clipped is a response's "
+          "ratio with GRPO's `ratio: sequence`, and with rloo, which counts responses.",
           "0.01 to 0.2.", "0 throughout: steps are too small. Above 0.3: too large; lower the learning rate or "
           "`algorithm.epochs`.", high=0.3),
-        M("ppo/policy/approxkl", "KL from the old policy to the new one: mean of ratio - 1 - log ratio (k3).",
+        M("ppo/policy/approxkl", "KL from the old policy to the new one: mean over tokens of ratio - 1 - log ratio (k3), "
+          "each of one token whatever is clipped.",
           "0.0001 to 0.05.",
           "Above 0.1: lower the learning rate or use fewer `algorithm.epochs`.", unit="nats/token", high=0.1),
-        M("ppo/policy/ratio_mean", "Mean of new over old probability of the sampled tokens.",
+        M("ppo/policy/ratio_mean", "Mean of new over old probability of the sampled tokens, or of what else is clipped.",
           "Within 0.01 of 1.",
           "Far from 1: steps are too large, or old log-probabilities do not match.", low=0.9, high=1.1),
-        M("ppo/policy/ratio_max", "Largest such ratio of one token.",
+        M("ppo/policy/ratio_max", "Largest such ratio.",
           "Below about 5; single tokens go higher.",
           "Hundreds: lower the learning rate; check `sampling/logprob_difference_max`."),
         M("ppo/advantages/mean", "Mean advantage before whitening.",
@@ -254,7 +257,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
         M("grpo/equal_groups", "Share of the responses whose whole group has one score, so that they teach nothing.",
           "Below 0.5.", "Near 1: prompts are too easy or too hard, or the score is too coarse. Raise `rollout.samples`."),
         M("ppo/steps_skipped", "Updates left out because the mean ratio passed `algorithm.ratio_guard`, or because nothing was "
-          "kept (rejection).",
+          "kept (rejection) or ended (GRPO's `mask_truncated`).",
           "0.", "Above 0: steps are far too large; lower the learning rate.", unit="steps", high=0.0),
         M("ptx/loss", "Negative log-likelihood per token of the text learnt beside the rewards (`ptx`), before its weight.",
           "Stays where fine-tuning left it.", "Rises: the policy forgets; raise `ptx.coef`.", unit="nats/token"),

@@ -13,6 +13,7 @@ import torch
 from accord.algorithms import Metrics
 from accord.batch import TokenBatch
 from accord.data import EncodedPrompt
+from accord.ops.advantages import SAME_SCORE
 from accord.ops.masking import sum_per_sequence
 from accord.rollout.collect import Collection, Collector
 from accord.training.console import Console
@@ -25,8 +26,6 @@ T = TypeVar("T")
 
 OTHER_ORDER = 1 << 24
 """Added to the seed for the prompts that take the place of dropped ones, which come in an order of their own."""
-SAME_SCORE = 1e-8
-"""Scores that are no further apart are one score."""
 
 
 class Examples(Generic[T]):
@@ -59,10 +58,19 @@ class Rollouts:
         collector: answers and scores them.
         ranks: processes that share an iteration.
         rounds: how often further prompts are sampled in place of groups that teach nothing; 0 keeps all groups.
+        compared: reward sources whose scores are compared, each by itself; `None`: the score is.
     """
 
-    def __init__(self, stream: Stream[EncodedPrompt], collector: Collector, ranks: Ranks, rounds: int = 0) -> None:
+    def __init__(
+        self,
+        stream: Stream[EncodedPrompt],
+        collector: Collector,
+        ranks: Ranks,
+        rounds: int = 0,
+        compared: Sequence[str] | None = None,
+    ) -> None:
         self.stream, self.collector, self.ranks, self.rounds = stream, collector, ranks, rounds
+        self.compared = compared
         self._others = Stream(stream.items, stream.batch_size, stream.seed + OTHER_ORDER)
 
     def collect(self, iteration: int, console: Console) -> tuple[list[Rollout], Metrics]:
@@ -98,7 +106,7 @@ class Rollouts:
         """Sample other prompts in place of groups of one score, until every rank has as many as it had prompts (DAPO,
         arXiv:2503.14476, section 3.2). What is added to `parts` follows from seed and iteration, so a resumed run does the same.
         """
-        useful, equal = split_groups(parts[0].rollouts)
+        useful, equal = split_groups(parts[0].rollouts, self.compared)
         wanted, rounds = len(useful) + len(equal), 1
         for extra in range(self.rounds):
             missing = wanted - len(useful)
@@ -110,7 +118,7 @@ class Rollouts:
             numbered = self.ranks.share(list(enumerate(batch, first)))[:missing]
             if numbered:
                 parts.append(self._sample(numbered, iteration, console))
-                more, no_use = split_groups(parts[-1].rollouts)
+                more, no_use = split_groups(parts[-1].rollouts, self.compared)
                 useful, equal = useful + more, equal + no_use
         filled = useful + equal[: wanted - len(useful)]
         dropped = torch.tensor(float(len(useful) + len(equal) - wanted))
@@ -164,17 +172,32 @@ def lag_metric(rollouts: Sequence[Rollout], version: int) -> Metrics:
     return {"sampling/lag": version - sum(versions) / len(versions)} if versions else {}
 
 
-def split_groups(rollouts: Sequence[Rollout]) -> tuple[list[list[Rollout]], list[list[Rollout]]]:
-    """Groups whose scores differ, and groups of one score; in the order in which they come."""
+def split_groups(
+    rollouts: Sequence[Rollout], compared: Sequence[str] | None = None
+) -> tuple[list[list[Rollout]], list[list[Rollout]]]:
+    """Groups whose scores differ, and groups of one score; in the order in which they come.
+
+    Args:
+        rollouts: scored.
+        compared: reward sources; a group then differs where the scores of any of them do, among the responses to which it
+            applies.
+    """
     groups: dict[int, list[Rollout]] = {}
     for rollout in rollouts:
         groups.setdefault(rollout.group, []).append(rollout)
     useful: list[list[Rollout]] = []
     equal: list[list[Rollout]] = []
     for group in groups.values():
-        scores = [rollout.total_score for rollout in group]
-        (useful if max(scores) - min(scores) > SAME_SCORE else equal).append(group)
+        rows = (
+            [[r.total_score for r in group]] if compared is None else [[r.scores[c] for r in group] for c in compared]
+        )
+        (useful if any(_differ(row) for row in rows) else equal).append(group)
     return useful, equal
+
+
+def _differ(scores: Sequence[float | None]) -> bool:
+    known = [score for score in scores if score is not None]
+    return bool(known) and max(known) - min(known) > SAME_SCORE
 
 
 def rollout_columns(rollouts: Sequence[Rollout], batch: TokenBatch, iteration: int) -> dict[str, list[Any]]:
@@ -184,7 +207,7 @@ def rollout_columns(rollouts: Sequence[Rollout], batch: TokenBatch, iteration: i
         "iteration": [iteration] * len(rollouts),
         "prompt": [rollout.prompt_text for rollout in rollouts],
         "response": [rollout.response_text for rollout in rollouts],
-        "score": [rollout.score for rollout in rollouts],
+        "score": [None if rollout.score is None else rollout.total_score for rollout in rollouts],
         "finish_reason": [rollout.finish_reason for rollout in rollouts],
         "length": [len(rollout.response_ids) for rollout in rollouts],
         "version": [rollout.version for rollout in rollouts],

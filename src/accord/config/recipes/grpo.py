@@ -38,7 +38,13 @@ class GRPOConfig(PolicyGradient):
     overlong: int | None = Field(None, ge=1)
     """The last so many tokens before `rollout.max_new_tokens` cost a penalty that grows to 1 (DAPO)."""
     mask_truncated: bool = False
-    """Responses that were cut at the limit are not learnt from (DAPO's overlong filtering)."""
+    """Responses that were cut at the limit are not learnt from (DAPO's overlong filtering): they add nothing to the loss, its KL
+    term included, nor to what it is divided by. Their group is still compared with them."""
+
+    @property
+    def compares_each_source(self) -> bool:
+        """With `normalize_each`."""
+        return self.normalize_each
 
 
 class GRPORecipe(RolloutRecipe):
