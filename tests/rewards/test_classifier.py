@@ -79,6 +79,12 @@ def test_the_probability_of_a_label_in_batches(classifier):
     assert len({round(p, 3) for p in wanted[:, 2].tolist()}) == 3, "the texts differ"
 
 
+def test_a_label_that_is_a_number_is_a_name_first(classifier):
+    folder = str(classifier(labels=("-1", "0", "1")))
+    chosen = [check_classifier(ClassifierConfig(model=folder, label=label)) for label in ("-1", "0", "1", "2")]
+    assert chosen == [0, 1, 2, 2]
+
+
 def test_logits_and_prompt_with_response(classifier):
     folder = classifier()
     source = ClassifierReward(

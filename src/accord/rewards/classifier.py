@@ -134,10 +134,14 @@ def check_classifier(config: ClassifierConfig) -> int:
                 f"classifier {config.model} has the labels {', '.join(names.values())}: say which with `label`"
             )
         return 0
-    for number, name in names.items():
-        if config.label in (name, str(number)):
-            return number
-    raise ConfigError(f"classifier {config.model} has no label {config.label!r}; it has {', '.join(names.values())}")
+    by_number = {str(number): number for number in names}
+    by_name = {name: number for number, name in names.items()}
+    found = (by_number | by_name).get(config.label)  # names first: -1, 0 and 1 may be names
+    if found is None:
+        raise ConfigError(
+            f"classifier {config.model} has no label {config.label!r}; it has {', '.join(names.values())}"
+        )
+    return found
 
 
 def _load_tokenizer(location: Location) -> Any:
