@@ -114,6 +114,12 @@ def mixed_of_texts(terms: Sequence[RewardTerm], device: torch.device) -> MixedRe
         ConfigError, ModelError, RewardError: a source cannot be used.
     """
     light = open_light(terms)
+    for label, scorer in light.items():
+        if isinstance(scorer, FunctionReward) and scorer.reads_tokens:
+            raise ConfigError(
+                f"reward {label} reads `response_ids`, the policy's tokens, and here are texts alone: give it to the recipe "
+                "itself, or leave `response_ids` out of its parameters"
+            )
     for path in (path for term in terms for path in term.paths):
         check_classifier(as_classifier(path))
 

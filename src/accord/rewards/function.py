@@ -36,6 +36,8 @@ class FunctionReward:
         self.label = label
         self.timeout = timeout
         self._names = _accepted_columns(function, label)
+        self.reads_tokens = "response_ids" in inspect.signature(function).parameters
+        """Whether it gets the token ids of each response."""
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
         """One score for each rollout; see `RewardSource.score`."""
@@ -48,7 +50,7 @@ class FunctionReward:
         prompts = [rollout.prompt_text for rollout in rollouts]
         responses = [rollout.response_text for rollout in rollouts]
         try:
-            if self._names is not None and "response_ids" in self._names:
+            if self.reads_tokens:
                 columns["response_ids"] = [rollout.response_ids for rollout in rollouts]
             scores = self.function(prompts=prompts, responses=responses, **columns)
             if inspect.iscoroutine(scores):
