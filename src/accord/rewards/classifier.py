@@ -92,8 +92,13 @@ class ClassifierReward:
             ids = self._tokenizer(text, add_special_tokens=specials, truncation=True, max_length=room)["input_ids"]
         if self.add_eos and eos is not None and ids[-1:] != [eos]:
             ids = [*ids, eos]
+        if not ids:  # an empty response, which ended at once
+            ids = [token for token in (eos, self._tokenizer.pad_token_id) if token is not None][:1]
         if not ids:
-            raise RewardError(f"reward {self.label}: {describe(index, rollout)} has no tokens for {self.config.model}")
+            raise RewardError(
+                f"reward {self.label}: {describe(index, rollout)} has no tokens for {self.config.model}, whose tokenizer has "
+                "neither EOS nor padding to read instead"
+            )
         return ids
 
     @torch.no_grad()
