@@ -81,7 +81,7 @@ def test_values_of_every_format(tmp_path: Path):
     assert as_examples(read(tmp_path, words), None)[1] == [0.0]
 
 
-@pytest.mark.parametrize("bad", [None, [1], float("nan")])
+@pytest.mark.parametrize("bad", [None, [1], float("nan"), 10**400])
 def test_a_row_without_a_value_is_named(tmp_path: Path, bad):
     rows = [{"prompt": "p", "completion": " a", "score": 1.0}, {"prompt": "p", "completion": " b", "score": bad}]
     with pytest.raises(DataError, match=r"rows\.jsonl.*2.*column `score` \(algorithm.column\) is"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -140,7 +141,7 @@ def _value(example: Example, column: str, origin: str) -> Value:
     value = example.columns.get(column)
     if isinstance(value, str):
         return value
-    if isinstance(value, bool | int | float) and value == value and abs(value) != float("inf"):
+    if isinstance(value, bool | int | float) and abs(value) <= sys.float_info.max:
         return float(value)
     raise DataError(
         f"{origin}: column `{column}` (algorithm.column) is {value!r}; each row needs a finite number or a label there. Rename "
