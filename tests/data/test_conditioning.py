@@ -61,6 +61,8 @@ def test_it_is_saved_beside_the_model(tmp_path: Path):
     assert read_conditioning(tmp_path) is None and read_conditioning("some/hub-name") is None
     TWO.save(tmp_path)
     assert read_conditioning(tmp_path) == TWO
+    (tmp_path / "model.gguf").write_bytes(b"")
+    assert read_conditioning(tmp_path / "model.gguf") is None
 
 
 def read(tmp_path: Path, rows):

@@ -11,7 +11,7 @@ import accord
 from accord.cli import main
 from accord.config import ModelConfig
 from accord.data.conditioning import read_conditioning
-from accord.errors import ConfigError
+from accord.errors import ConfigError, DataError
 from accord.recipes.chat import Chat
 from accord.recipes.generate import GenerateOptions, generate
 from recipes.tiny_runs import run, scored, write_rows
@@ -100,6 +100,21 @@ def test_the_labels_survive_merging_and_are_asked_for_in_a_chat(base: Path, tmp_
     assert chat._prompt("the film")[0] == asked[0].prompt_ids
     with pytest.raises(ConfigError, match="label 'best' is not one that the model knows"):
         Chat(ModelConfig(path=str(merged)), GenerateOptions(label="best"), plain=True)
+
+
+def test_models_on_the_hub_keep_their_labels(base: Path, tmp_path: Path, hub_cache):
+    for kind, over in (("adapter", {}), ("whole", {"adapter": None})):
+        model = run("csft", base, tmp_path / kind, {"train": {"steps": 1}} | over).model
+        name = hub_cache(f"someone/{kind}", model)
+        here, there = (
+            generate(ModelConfig(path=path), ["the film"], GenerateOptions(max_new_tokens=4))[0]
+            for path in (str(model), name)
+        )
+        assert "good" in there.prompt_text
+        assert (there.prompt_ids, there.response_ids) == (here.prompt_ids, here.response_ids)
+    (model / "conditioning.json").write_text("{}")
+    with pytest.raises(DataError, match=r"conditioning\.json cannot be read: KeyError: 'template'"):
+        read_conditioning(model)
 
 
 def test_its_rehearsal_looks_at_rewards_and_columns(base: Path, tmp_path: Path, capsys):

@@ -137,6 +137,13 @@ def test_a_reward_model_reads_texts_as_it_reads_tokens(base, reward_adapter, rew
         assert max(inside) - min(inside) > 1e-3
 
 
+def test_a_reward_adapter_on_the_hub_is_what_it_is_here(base, reward_adapter, hub_cache):
+    name = hub_cache("someone/reward", reward_adapter)
+    here, _ = both_ways(base, RewardTerm(model=str(reward_adapter)))
+    inside, served = both_ways(base, RewardTerm(model=name))
+    assert inside == here and served == pytest.approx(here, abs=1e-5)
+
+
 def test_served_models_are_normalised_and_combined_as_in_a_run(base, reward_adapter, reward_classifier, tmp_path: Path):
     models = []
     for number, path in enumerate((reward_adapter, reward_classifier)):

@@ -67,13 +67,30 @@ class Conditioning:
         (folder / FILE).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def read_conditioning(folder: str | Path) -> Conditioning | None:
-    """What a model's folder says of its labels; `None` if it was not trained with any."""
-    file = Path(folder) / FILE
-    if not file.is_file():
+def read_conditioning(source: str | Path) -> Conditioning | None:
+    """What a model's folder, or a model on the hub, says of its labels; `None` if it was not trained with any.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    from transformers.utils import cached_file
+
+    source = Path(source).expanduser()
+    if source.is_file():  # of a format that is one file
         return None
-    saved = json.loads(file.read_text(encoding="utf-8"))
-    return Conditioning(saved["template"], tuple(saved["labels"]), tuple(saved["edges"]))
+    try:
+        path = cached_file(
+            source, FILE, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        )
+    except OSError:  # no such model, or a closed one: loading it says so
+        return None
+    if path is None:
+        return None
+    try:
+        saved = json.loads(Path(path).read_text(encoding="utf-8"))
+        return Conditioning(saved["template"], tuple(saved["labels"]), tuple(saved["edges"]))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{source}: {FILE} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def fit_conditioning(template: str, labels: Sequence[str], values: Sequence[Value]) -> Conditioning:
