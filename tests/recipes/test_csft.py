@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,6 +55,55 @@ def test_a_reward_scores_the_rows_before_their_prompts_have_labels(base: Path, t
     rows = [{key: row[key] for key in ("prompt", "completion")} for row in ROWS]
     over = {"data": {"path": write_rows(tmp_path / "rows.jsonl", rows)}, "reward": f"{tmp_path}/goods.py:goods"}
     assert read_conditioning(run("csft", base, tmp_path, over).model).edges == (0.5,)
+
+
+ASKED = """
+from pathlib import Path
+
+
+def goods(prompts, responses):
+    with (Path(__file__).parent / "asked").open("a") as file:
+        file.writelines(response + "\\n" for response in responses)
+    return [float(text.count("good")) for text in responses]
+"""
+
+
+def test_a_reward_is_not_asked_about_rows_that_do_not_fit(base: Path, tmp_path: Path):
+    (tmp_path / "goods.py").write_text(ASKED)
+    rows = [{"prompt": "the film", "completion": end} for end in (" was good", " was odd", " good" * 150)]
+    data = {"path": write_rows(tmp_path / "rows.jsonl", rows), "max_tokens": 64}
+    over = {"reward": f"{tmp_path}/goods.py:goods", "train": {"steps": 1}}
+    with pytest.raises(DataError, match=r"1 of 3 rows .*\n.*rows.jsonl:3: the row has \d+ tokens, limit 64"):
+        run("csft", base, tmp_path / "stop", over | {"data": data})
+    assert not (tmp_path / "asked").exists()
+    done = run("csft", base, tmp_path / "skip", over | {"data": data | {"on_bad_row": "skip"}})
+    assert (tmp_path / "asked").read_text().splitlines() == [" was good", " was odd"]
+    assert read_conditioning(done.model).edges == (0.5,), "and it has no say in the labels"
+    (tmp_path / "asked").unlink()
+    run("csft", base, tmp_path / "cut", over | {"data": data | {"too_long": "truncate"}})
+    cut = (tmp_path / "asked").read_text().splitlines()[2]
+    assert 0 < len(cut) < len(rows[2]["completion"]) and rows[2]["completion"].startswith(cut), "what is learnt"
+
+
+def test_rows_that_do_not_fit_leave_the_values_of_the_others_as_they_are(base: Path, tmp_path: Path):
+    rows = [
+        {"prompt": "the film", "completion": " good" * 150, "score": 9.0},
+        {"prompt": "the film", "completion": " was odd", "score": -1.0},
+        {"prompt": "the film", "completion": " was good", "score": 2.0},
+    ]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    over = {"data": {"path": path, "max_tokens": 64, "on_bad_row": "skip"}, "train": {"steps": 1}}
+    assert read_conditioning(run("csft", base, tmp_path, over).model).edges == (0.5,)
+
+
+def test_rows_longer_than_the_model_reads_are_refused_before_they_are_scored(base: Path, tmp_path: Path):
+    (tmp_path / "goods.py").write_text(ASKED)
+    rows = [{"prompt": "the film", "completion": end} for end in (" was good", " good" * 150)]
+    over: dict[str, Any] = {"data": {"path": write_rows(tmp_path / "rows.jsonl", rows), "max_tokens": 999}}
+    over["reward"] = f"{tmp_path}/goods.py:goods"
+    with pytest.raises(ConfigError, match=r"reads at most 128 tokens .*: lower data.max_tokens"):
+        run("csft", base, tmp_path, over)
+    assert not (tmp_path / "asked").exists()
 
 
 def test_a_reward_model_scores_the_rows(base: Path, reward_adapter: Path, tmp_path: Path):
