@@ -155,7 +155,8 @@ def encode_prompts(
             raise RowError("the prompt has no tokens")
         if len(ids) > limit:
             if too_long == "reject":
-                raise RowError(_too_long("the prompt", len(ids), limit, "max_prompt_tokens"))
+                keys = "max_prompt_tokens, or data.max_tokens - rollout.max_new_tokens"
+                raise RowError(_too_long("the prompt", len(ids), limit, keys))
             ids = _without_beginning(ids, limit, encoder)
         return EncodedPrompt(ids, encoder.prompt_text(record.prompt), record.columns)
 
