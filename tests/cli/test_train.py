@@ -89,6 +89,19 @@ def test_resume_needs_the_output_alone(file, tmp_path: Path, capsys):
     assert read_saved(tmp_path / "run")["train"]["iterations"] == 3
 
 
+def test_the_rehearsal_of_a_resumed_run(file, tmp_path: Path, capsys):
+    assert main(["ppo", file, "--quiet"]) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    words = ["ppo", "--output", f"{tmp_path}/run", "--resume", "--dry-run"]
+    assert main([*words, "--train.iterations", "3"]) == 0
+    assert f"# ready: accord ppo would go on in {tmp_path}/run" in capsys.readouterr().out
+    assert main([*words, "--algorithm.gamma", "0.5"]) == 2
+    assert "this one differs:\n  - algorithm.gamma: was 1.0, now 0.5" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    assert main(["ppo", file, "--resume", "--dry-run", "--output", f"{tmp_path}/new"]) == 0
+    assert f"would write to {tmp_path}/new" in capsys.readouterr().out
+
+
 def test_what_a_person_sees(file, tmp_path: Path):
     """A real process: header, a line an iteration, where things are; and no traceback or progress bar in a pipe."""
     command = [sys.executable, "-m", "accord", "ppo", file]

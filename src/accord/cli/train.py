@@ -24,7 +24,7 @@ def run(command: str, words: list[str]) -> int:
     rest = [word for word in words if word not in {f"--{flag}" for flag in FLAGS}]
     recipe = read_recipe(command, rest, resume="resume" in flags)
     if "dry-run" in flags:
-        return _dry_run(command, recipe)
+        return _dry_run(command, recipe, resume="resume" in flags)
     from accord.recipes import train
 
     train(recipe, resume="resume" in flags, quiet="quiet" in flags, started=started)
@@ -54,17 +54,21 @@ def read_recipe(command: str, words: list[str], resume: bool = False) -> Recipe:
     return build(recipe, *layers)
 
 
-def _dry_run(command: str, recipe: Recipe) -> int:
+def _dry_run(command: str, recipe: Recipe, resume: bool) -> int:
     """Check all that can be checked without weights, and print what would run."""
     from accord.model.loading import locate
     from accord.recipes.build import check_start, check_training
     from accord.recipes.family import check_family
     from accord.recipes.foresight import lines as foresight_lines
-    from accord.training.run import refuse_used
+    from accord.training.run import is_used, refuse_changed, refuse_used
 
     print(dump(recipe), end="")
     check_training(recipe.train)
-    refuse_used(Path(recipe.output))
+    goes_on = resume and is_used(Path(recipe.output))
+    if goes_on:
+        refuse_changed(Path(recipe.output), recipe)
+    else:
+        refuse_used(Path(recipe.output))
     location = locate(recipe.model.source)
     check_start(recipe)
     on = f" on {location.base}" if location.adapter else ""
@@ -86,7 +90,7 @@ def _dry_run(command: str, recipe: Recipe) -> int:
         print(f"# memory: {line}")
     for warning in recipe.warnings():
         print(f"# warning: {warning}")
-    print(f"# ready: accord {command} would write to {recipe.output}")
+    print(f"# ready: accord {command} would {'go on in' if goes_on else 'write to'} {recipe.output}")
     return 0
 
 
