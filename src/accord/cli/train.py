@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accord.config import RECIPES, Recipe, RolloutRecipe, build, dump, load, merge, parse_overrides
 from accord.errors import ConfigError
+
+if TYPE_CHECKING:
+    from accord.rewards import RewardSource
 
 FLAGS = ("resume", "dry-run", "quiet")
 
@@ -81,10 +85,10 @@ def _dry_run(command: str, recipe: Recipe, resume: bool) -> int:
         from accord.recipes.rollouts import check_critic
 
         check_critic(recipe)
-    _check_rewards(command, recipe)
+    light = _open_rewards(command, recipe)
     if Path(location.base).exists():  # what is on the hub is fetched by a run, not by its rehearsal
         check_family(recipe)
-    for line in _data_lines(recipe):
+    for line in _data_lines(recipe, light):
         print(f"# data: {line}")
     for line in foresight_lines(recipe):
         print(f"# memory: {line}")
@@ -94,7 +98,7 @@ def _dry_run(command: str, recipe: Recipe, resume: bool) -> int:
     return 0
 
 
-def _data_lines(recipe: Recipe) -> list[str]:
+def _data_lines(recipe: Recipe, light: Mapping[str, RewardSource]) -> list[str]:
     """What the data's files hold, read as the recipe would read them."""
     from accord.data import read_records
     from accord.types import Example
@@ -105,13 +109,13 @@ def _data_lines(recipe: Recipe) -> list[str]:
     if rewards:
         from accord.recipes.rewards import check_columns
 
-        check_columns(rewards, (record.columns for record in loaded[0].records))
+        check_columns(rewards, light, (record.columns for record in loaded[0].records))
     ptx = getattr(recipe, "ptx", None)
     loaded += [] if ptx is None else [read_records(ptx.data, want=Example)]
     return [f"{one.path}: {len(set(one.origins))} of {one.rows} rows can be used ({one.format})" for one in loaded]
 
 
-def _check_rewards(command: str, recipe: Recipe) -> None:
+def _open_rewards(command: str, recipe: Recipe) -> dict[str, RewardSource]:
     from accord.recipes.rewards import open_light
 
     rewards = getattr(recipe, "reward", ())
@@ -119,4 +123,4 @@ def _check_rewards(command: str, recipe: Recipe) -> None:
         raise ConfigError(
             f"{command} needs a `reward`: --reward rewards.py:FUNCTION, or --reward PATH of a reward model"
         )
-    open_light(rewards)
+    return open_light(rewards)

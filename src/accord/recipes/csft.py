@@ -66,7 +66,7 @@ class _Conditioner:
 
         fitting = encode_records(examples, Example, one, config.on_bad_row)
         if self.rewards is not None:
-            check_columns(self.recipe.reward, (example.columns for example, _ in fitting.items))
+            check_columns(self.recipe.reward, self.light, (example.columns for example, _ in fitting.items))
             values = self._scores(fitting.items, encoder, self.rewards)
         else:
             value_of = dict(zip(map(id, examples.records), values, strict=True))

@@ -106,7 +106,7 @@ def generate(
     if best_of is not None:
         options = _with_samples(options, best_of, terms)
     light = open_light(terms)  # before any weights
-    check_columns(terms, (prompt.columns if isinstance(prompt, Prompt) else {} for prompt in prompts))
+    check_columns(terms, light, (prompt.columns if isinstance(prompt, Prompt) else {} for prompt in prompts))
     roles, encoder = open_model(model, LoraConfig(), choose_device(placement or PlacementConfig()))
     roles.add_reference(ReferenceConfig())  # the frozen model as it was saved: base, or base with its adapter
     add_rewards(terms, roles)
