@@ -46,6 +46,17 @@ def test_values_that_do_not_fit(values, message):
         fit_conditioning("{label} {prompt}", ("bad", "good"), values)
 
 
+def test_values_of_other_rows_are_looked_at():
+    by_word = Conditioning("{label} {prompt}", ("bad", "good"))
+    by_word.check(["good", "bad"])
+    TWO.check([9.0, "good"])
+    for conditioning in (by_word, TWO):
+        with pytest.raises(DataError, match=r"rows have the labels fine; algorithm\.labels are bad, good"):
+            conditioning.check(["fine", "good"])
+    with pytest.raises(DataError, match="held-out rows have scores, and the training rows have labels"):
+        by_word.check(["good", 1.0])
+
+
 def test_the_label_stands_in_the_prompt():
     assert TWO.apply("a {prompt} of {braces}") == "[good] a {prompt} of {braces}"
     assert TWO.apply("x", "bad") == "[bad] x"

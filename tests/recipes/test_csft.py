@@ -174,3 +174,24 @@ def test_its_rehearsal_looks_at_rewards_and_columns(base: Path, tmp_path: Path, 
     assert main([*words, "--reward", "{verifier: {type: math, answer: gold}}"]) == 2
     error = capsys.readouterr().err
     assert "nowhere.py does not exist" in error and "reads the column 'gold'" in error
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_values_that_do_not_fit_are_told_before_any_weight_is_loaded(
+    dry, base: Path, tmp_path: Path, capsys, monkeypatch
+):
+    monkeypatch.setattr("accord.model.loading.load_weights", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("accord.model.roles.load_weights", lambda *_, **__: pytest.fail("weights were loaded"))
+    rows = write_rows(tmp_path / "rows.jsonl", ROWS)
+    words = [{"prompt": "the film", "completion": " was", "score": word} for word in ("bad", "good")]
+    named = write_rows(tmp_path / "words.jsonl", words)
+
+    def told(data: str, *more: str) -> str:
+        command = ["csft", "--model.path", str(base), "--data.path", data, "--output", str(tmp_path / "out"), *more]
+        assert main([*command, "--dry-run"] if dry else command) == 1
+        return capsys.readouterr().err
+
+    assert "2 different scores, too few for 3 labels" in told(rows, "--algorithm.labels", "[a, b, c]")
+    assert "have the labels bad, good; algorithm.labels are a, b" in told(named, "--algorithm.labels", "[a, b]")
+    assert "column `gold` (algorithm.column) is None" in told(rows, "--algorithm.column", "gold")
+    assert "held-out rows have scores, and the training rows have labels" in told(named, "--data.eval_path", rows)

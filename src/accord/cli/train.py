@@ -7,7 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accord.config import RECIPES, Recipe, RolloutRecipe, build, dump, load, merge, parse_overrides
+from accord.config import (
+    RECIPES,
+    ClassifyRecipe,
+    CSFTRecipe,
+    Recipe,
+    RolloutRecipe,
+    build,
+    dump,
+    load,
+    merge,
+    parse_overrides,
+)
 from accord.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -85,6 +96,15 @@ def _dry_run(command: str, recipe: Recipe, resume: bool) -> int:
         from accord.recipes.rollouts import check_critic
 
         check_critic(recipe)
+    if isinstance(recipe, ClassifyRecipe):
+        from accord.recipes.classify import choose_labels, refuse_whole
+
+        refuse_whole(recipe)
+        choose_labels(recipe)
+    if isinstance(recipe, CSFTRecipe):
+        from accord.recipes.csft import check_values
+
+        check_values(recipe)
     light = _open_rewards(command, recipe)
     if Path(location.base).exists():  # what is on the hub is fetched by a run, not by its rehearsal
         check_family(recipe)

@@ -41,6 +41,18 @@ class Conditioning:
         """The label of a score (one at an edge has the better one), or the label itself."""
         return value if isinstance(value, str) else self.labels[bisect_right(self.edges, value)]
 
+    def check(self, values: Sequence[Value]) -> None:
+        """Look at values of other rows than those that it was made of.
+
+        Raises:
+            DataError: a label is unknown, or there are scores, and the rows that it was made of had labels.
+        """
+        unknown = sorted({value for value in values if isinstance(value, str)} - set(self.labels))
+        if unknown:
+            raise DataError(f"rows have the labels {', '.join(unknown)}; algorithm.labels are {', '.join(self.labels)}")
+        if not self.edges and not all(isinstance(value, str) for value in values):
+            raise DataError("held-out rows have scores, and the training rows have labels: give both the same")
+
     def apply(self, text: Text, label: str | None = None) -> Text:
         """A prompt that asks for a label, by default the best; in a conversation the last user's turn asks for it.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from accord.algorithms import CSFT
 from accord.config import CSFTRecipe, DataConfig
-from accord.data import Encoded, Encoder, Loaded, TokenSequence, encode_examples
+from accord.data import Encoded, Encoder, Loaded, TokenSequence, encode_examples, read_records
 from accord.data.conditioning import Conditioning, Value, as_examples, fit_conditioning
 from accord.data.encode import encode_records, fitted
 from accord.model.export import save_policy
@@ -25,6 +25,7 @@ from accord.types import Example, Rollout
 
 def build(recipe: CSFTRecipe) -> Parts:
     """Everything that the loop needs; see `build_examples`."""
+    check_values(recipe)
     conditioner = _Conditioner(recipe, open_light(recipe.reward))
     model = f"{recipe.output}/model"
     return build_examples(
@@ -36,6 +37,23 @@ def build(recipe: CSFTRecipe) -> Parts:
         save=conditioner.save,
         next_steps=[("try it", f'accord generate {model} --prompt "..."  (asks for the best label)')],
     )
+
+
+def check_values(recipe: CSFTRecipe) -> None:
+    """Look at how good the rows are said to be, before any weight is loaded.
+
+    Raises:
+        DataError: the rows cannot be read, have no answer or no value, or their values do not fit the labels.
+    """
+    options = recipe.algorithm
+    column = None if recipe.reward else options.column
+    _, values = as_examples(read_records(recipe.data), column)
+    held_out: list[Value] = []
+    if recipe.data.eval_path is not None:
+        whole = recipe.data.model_copy(update={"limit": None})
+        _, held_out = as_examples(read_records(whole, recipe.data.eval_path), column)
+    if not recipe.reward:
+        fit_conditioning(options.template, options.labels, values).check(held_out)
 
 
 class _Conditioner:
@@ -73,6 +91,7 @@ class _Conditioner:
             values = [value_of[id(example)] for example, _ in fitting.items]
         if self.conditioning is None:
             self.conditioning = fit_conditioning(options.template, options.labels, values)
+        self.conditioning.check(values)
         labelled: list[Any] = []
         for (example, _), value in zip(fitting.items, values, strict=True):
             prompt = self.conditioning.apply(example.prompt, self.conditioning.label_of(value))
