@@ -31,6 +31,22 @@ def _same_random_numbers_each_time() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], str]:
+    """`hub_cache("owner/name", folder)`: the folder's files in a hub cache, as if they had been fetched; gives the name."""
+    cache = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+
+    def put(name: str, folder: Path) -> str:
+        here, commit = cache / f"models--{name.replace('/', '--')}", "1" * 40
+        shutil.copytree(folder, here / "snapshots" / commit)
+        (here / "refs").mkdir()
+        (here / "refs" / "main").write_text(commit)
+        return name
+
+    return put
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer(["the film was good and the end was odd", "a slow film with a fine cast"] * 4, 300)

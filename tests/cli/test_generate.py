@@ -56,6 +56,18 @@ def test_greedy_is_the_librarys(base, tmp_path: Path):
     assert rows_of(tmp_path / "out.jsonl")[0]["completion"] == tokenizer.decode(out, skip_special_tokens=True)
 
 
+def test_an_output_that_is_no_file_is_refused_before_anything_is_sampled(base, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setattr("accord.recipes.generate.generate", lambda *_, **__: pytest.fail("something was sampled"))
+    (tmp_path / "file").write_text("kept")
+    for output, why in (
+        (tmp_path, "is a folder; give the name of a file"),
+        (tmp_path / "file" / "x", "cannot be written"),
+    ):
+        assert main(["generate", str(base), "--prompt", "a", "--output", str(output)]) == 2
+        assert f"--output {output} {why}" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "kept"
+
+
 def test_to_the_screen(base, capsys):
     assert main(["generate", str(base), "--prompt", "the film was", "--max-new-tokens", "3"]) == 0
     assert capsys.readouterr().out.startswith("the film was")

@@ -62,6 +62,8 @@ def test_it_serves_until_it_is_told_to_stop(tmp_path: Path):
         (["--reward", "none.py:f"], "none.py does not exist"),
         (["--reward", "{length: 5}"], "a server gets texts: give it `unit: words`"),
         (["--reward", "{model: some/model, process: min}"], "a process reward model reads the steps"),
+        (["--reward", "rewards.py:by_token"], "reward by_token reads `response_ids`, the policy's tokens"),
+        (["--reward", "{model: some/model, offload: true}"], "a server has no policy: leave it out"),
         (["--reward", "{lenth: 5}"], "unknown key `reward.0.lenth`: did you mean `length`?"),
         (["--reward", "{regex: a}", "--key", "NO_SUCH_KEY"], "environment variable NO_SUCH_KEY (--key) is not set"),
         (["--reward", "{regex: a}", "--max-batch", "0"], "--max-batch must be 1 or more"),
@@ -71,5 +73,6 @@ def test_it_serves_until_it_is_told_to_stop(tmp_path: Path):
 )
 def test_what_cannot_be_served(words, said_, capsys, monkeypatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
-    assert main(["serve-reward", *words]) == 2
+    Path("rewards.py").write_text("def by_token(prompts, responses, response_ids=(), **columns):\n    return [0.0]\n")
+    assert main(["serve-reward", "--port", "70000", *words]) == 2  # a port that nothing could be served at
     assert said_ in capsys.readouterr().err

@@ -13,7 +13,7 @@ from accord.cli import main
 from accord.cli.train import read_recipe
 from accord.errors import ConfigError
 from accord.training.run import read_metrics, read_saved
-from recipes.tiny_runs import recipe_dict
+from recipes.tiny_runs import recipe_dict, write_rows
 
 
 @pytest.fixture
@@ -89,6 +89,19 @@ def test_resume_needs_the_output_alone(file, tmp_path: Path, capsys):
     assert read_saved(tmp_path / "run")["train"]["iterations"] == 3
 
 
+def test_the_rehearsal_of_a_resumed_run(file, tmp_path: Path, capsys):
+    assert main(["ppo", file, "--quiet"]) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    words = ["ppo", "--output", f"{tmp_path}/run", "--resume", "--dry-run"]
+    assert main([*words, "--train.iterations", "3"]) == 0
+    assert f"# ready: accord ppo would go on in {tmp_path}/run" in capsys.readouterr().out
+    assert main([*words, "--algorithm.gamma", "0.5"]) == 2
+    assert "this one differs:\n  - algorithm.gamma: was 1.0, now 0.5" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    assert main(["ppo", file, "--resume", "--dry-run", "--output", f"{tmp_path}/new"]) == 0
+    assert f"would write to {tmp_path}/new" in capsys.readouterr().out
+
+
 def test_what_a_person_sees(file, tmp_path: Path):
     """A real process: header, a line an iteration, where things are; and no traceback or progress bar in a pipe."""
     command = [sys.executable, "-m", "accord", "ppo", file]
@@ -97,6 +110,16 @@ def test_what_a_person_sees(file, tmp_path: Path):
     for word in ("accord ppo", "reward", "1 x brevity", "critic", "6 of 6 rows", f"{tmp_path}/run/report.html"):
         assert word in done.stdout
     assert "\x1b" not in done.stdout and "Traceback" not in done.stderr
+
+
+def test_dry_run_calls_a_function_s_columns_by_their_names(file, tmp_path: Path, capsys):
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "the film", "prompts": ["another"]}])
+    words = ["ppo", file, "--dry-run", "--data.path", rows, "--reward"]
+    assert main([*words, f"{tmp_path}/rewards.py:brevity"]) == 0
+    assert main([*words, f"{tmp_path}/rewards.py:letters"]) == 2
+    error = capsys.readouterr().err
+    assert "one is called 'prompts'" in error
+    assert main([*words, f"{tmp_path}/rewards.py:letters", "--data.columns", "{prompts: other_prompts}"]) == 0
 
 
 def test_dry_run_refuses_what_the_run_would_refuse(file, tmp_path: Path, capsys):

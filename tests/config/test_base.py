@@ -115,6 +115,12 @@ def test_a_list_can_be_begun_and_continued(least):
     assert [(term.model, term.function) for term in more.reward] == [("a", None), (None, "f.py:g")]
 
 
+def test_rewards_add_up(least):
+    words = ["--reward", "a/m", "--reward", "[f.py:g, {model: b/n, weight: 2}]", "--reward", "{length: 5}"]
+    recipe = build(PPORecipe, least | {"reward": ["c/m"]}, parse_overrides(words))
+    assert [(term.label, term.weight) for term in recipe.reward] == [("m", 1), ("g", 1), ("n", 2), ("length", 1)]
+
+
 def test_an_element_that_is_text_has_no_keys_to_change(least):
     message = fault(PPORecipe, least | {"reward": ["f.py:g"]}, parse_overrides(["--reward.0.weight", "2"]))
     assert message.startswith(

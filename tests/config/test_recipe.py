@@ -102,7 +102,10 @@ def test_options_that_exclude_each_other(least, change, message):
 
 def test_prompt_limit(least):
     assert build(PPORecipe, least).prompt_limit == 1024 - 128
-    assert build(PPORecipe, least, {"data": {"max_prompt_tokens": 77, "max_tokens": 128}}).prompt_limit == 77
+    for given, most, limit in ((77, 1024, 77), (77, 160, 32), (None, 160, 32)):
+        assert build(PPORecipe, least, {"data": {"max_prompt_tokens": given, "max_tokens": most}}).prompt_limit == limit
+    with pytest.raises(ConfigError, match=r"data.max_tokens \(128\) leaves no room for a prompt beside"):
+        build(PPORecipe, least, {"data": {"max_prompt_tokens": 77, "max_tokens": 128}})
 
 
 def test_warnings_are_those_of_the_sampling(least):

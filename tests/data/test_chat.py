@@ -187,6 +187,17 @@ def test_template_that_refuses_a_row_makes_a_row_error(chat_encoder):
         chat_encoder("transcript").encode_prompt((USER, Message("tool", "4")))
 
 
+def test_half_a_character_is_an_error_of_the_row(plain_tokenizer):
+    encoder = Encoder(plain_tokenizer)
+    for encode in (
+        lambda: encoder.encode_prompt("the \ud83d"),
+        lambda: encoder.encode_example("the cat", " sat \ud83d"),
+        lambda: encoder.encode_text("the \ud83d"),
+    ):
+        with pytest.raises(RowError, match=r"'\\ud83d' at character \d+: half of a character"):
+            encode()
+
+
 def test_template_from_a_file_and_unknown_name(make_tokenizer, tmp_path, plain_tokenizer):
     (tmp_path / "t.jinja").write_text(CHAT_TEMPLATES["chatml"])
     tokenizer = make_tokenizer()

@@ -46,6 +46,17 @@ def test_values_that_do_not_fit(values, message):
         fit_conditioning("{label} {prompt}", ("bad", "good"), values)
 
 
+def test_values_of_other_rows_are_looked_at():
+    by_word = Conditioning("{label} {prompt}", ("bad", "good"))
+    by_word.check(["good", "bad"])
+    TWO.check([9.0, "good"])
+    for conditioning in (by_word, TWO):
+        with pytest.raises(DataError, match=r"rows have the labels fine; algorithm\.labels are bad, good"):
+            conditioning.check(["fine", "good"])
+    with pytest.raises(DataError, match="held-out rows have scores, and the training rows have labels"):
+        by_word.check(["good", 1.0])
+
+
 def test_the_label_stands_in_the_prompt():
     assert TWO.apply("a {prompt} of {braces}") == "[good] a {prompt} of {braces}"
     assert TWO.apply("x", "bad") == "[bad] x"
@@ -61,6 +72,8 @@ def test_it_is_saved_beside_the_model(tmp_path: Path):
     assert read_conditioning(tmp_path) is None and read_conditioning("some/hub-name") is None
     TWO.save(tmp_path)
     assert read_conditioning(tmp_path) == TWO
+    (tmp_path / "model.gguf").write_bytes(b"")
+    assert read_conditioning(tmp_path / "model.gguf") is None
 
 
 def read(tmp_path: Path, rows):
@@ -81,7 +94,7 @@ def test_values_of_every_format(tmp_path: Path):
     assert as_examples(read(tmp_path, words), None)[1] == [0.0]
 
 
-@pytest.mark.parametrize("bad", [None, [1], float("nan")])
+@pytest.mark.parametrize("bad", [None, [1], float("nan"), 10**400])
 def test_a_row_without_a_value_is_named(tmp_path: Path, bad):
     rows = [{"prompt": "p", "completion": " a", "score": 1.0}, {"prompt": "p", "completion": " b", "score": bad}]
     with pytest.raises(DataError, match=r"rows\.jsonl.*2.*column `score` \(algorithm.column\) is"):

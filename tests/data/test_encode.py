@@ -97,7 +97,9 @@ def test_labelled(encoder):
 
 def test_prompts(encoder):
     rows = loaded(Prompt("the cat", {"answer": 4}), Prompt("the" + WORDS * 9))
-    with pytest.raises(DataError, match=r"a\.jsonl:2: the prompt has \d+ tokens, limit 8 \(data\.max_prompt_tokens\)"):
+    with pytest.raises(
+        DataError, match=r"a\.jsonl:2: the prompt has \d+ tokens, limit 8 \(data\.max_prompt_tokens, or"
+    ):
         encode_prompts(rows, encoder, 8)
     skipped = encode_prompts(rows, encoder, 8, on_bad_row="skip")
     assert skipped.items[0].ids == encoder.encode_prompt("the cat")

@@ -22,6 +22,21 @@ def test_broken_lines_are_rejected_by_line_number_and_the_rest_is_read(write, na
     assert "JSON array" in rejections[1].reason
 
 
+def test_json_that_python_cannot_hold_is_rejected(tmp_path):
+    number, nested = "7" * 5000, "[" * 200_000 + "]" * 200_000
+    (tmp_path / "rows.jsonl").write_text(f'{{"n": {number}}}\n{{"n": {nested}}}\n{{"n": 7}}\n')
+    rows, rejections = read_rows(str(tmp_path / "rows.jsonl"))
+    assert rows == [Row("rows.jsonl:3", {"n": 7})]
+    assert [item.reason for item in rejections] == [
+        "is not usable JSON: it holds a whole number of more than 4300 digits",
+        "is not usable JSON: it is nested too deeply",
+    ]
+    for content, why in ((number, "more than 4300 digits"), (nested, "nested too deeply")):
+        (tmp_path / "rows.json").write_text(f'[{{"n": {content}}}]')
+        with pytest.raises(DataError, match=f"rows.json is not usable JSON: .*{why}"):
+            read_rows(str(tmp_path / "rows.json"))
+
+
 def test_a_line_that_is_not_utf8_spoils_no_other(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n{"text": "c"}\n')

@@ -38,7 +38,7 @@ def spoilt(fault: str, tmp_path: Path) -> tuple[str, str, str]:
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:2], line, *lines[2:]]) + "\n")
     if fault == "long_prompt":
-        reason = "limit 58 (data.max_prompt_tokens)"
+        reason = "limit 58 (data.max_prompt_tokens, or data.max_tokens - rollout.max_new_tokens)"
     return kind, str(path), reason
 
 

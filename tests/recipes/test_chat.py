@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from accord.config import ModelConfig
+from accord.config import ModelConfig, PromptConfig
 from accord.errors import ConfigError, ModelError
+from accord.model.export import save_policy
+from accord.model.roles import Roles
 from accord.recipes.chat import Chat, TextStream
 from accord.recipes.generate import GenerateOptions
 from accord.types import Message
@@ -147,6 +150,23 @@ def test_the_oldest_exchanges_go_when_the_context_is_full(talker):
     with pytest.raises(ConfigError, match="write less, or lower max_new_tokens"):
         chat.answer("the film was good " * 40, lambda piece: None)
     assert chat.turns == before
+
+
+def test_virtual_tokens_take_room_too(talker, model_folder, tokenizer, tmp_path: Path):
+    small = tmp_path / "small"
+    config = AutoConfig.from_pretrained(model_folder("gpt2"), n_positions=32)
+    AutoModelForCausalLM.from_config(config).save_pretrained(small)
+    tokenizer.save_pretrained(small)
+    roles = Roles(ModelConfig(path=str(small)), PromptConfig(tokens=8), torch.device("cpu"))
+    roles.add_policy()
+    save_policy(roles, tmp_path / "adapter")
+    model = ModelConfig(path=str(tmp_path / "adapter"))
+    chat = chat_of(model, plain=True)
+    assert chat.context == 24
+    assert len(chat.encoder.encode_prompt("!" * 15)) == 16, "BOS is one"
+    chat.answer("!" * 15, lambda piece: None)
+    with pytest.raises(ConfigError, match=r"this turn has 17 tokens .*, and 16 fit \(the model reads 24"):
+        chat.answer("!" * 16, lambda piece: None)
 
 
 def test_plain_completion_has_no_history(base):

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
 import accord
+from accord.cli import main
 from accord.errors import ConfigError, DataError, ModelError
 from recipes.test_adapters import ADAPTERS
 from recipes.tiny_runs import classes, run, words, write_rows
@@ -191,3 +192,16 @@ def test_merged_classifiers_have_names(base, tmp_path: Path):
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole")
     assert model.config.label2id == {"GOOD": 0, "ODD": 1, "SLOW": 2}
     assert "a classifier of texts" in (tmp_path / "whole" / "README.md").read_text().lower()
+
+
+def test_its_rehearsal_looks_at_the_labels_and_the_model(base, tmp_path: Path, capsys):
+    rows = write_rows(tmp_path / "rows.jsonl", classes())
+    words = ["classify", "--model.path", str(base), "--data.path", rows, "--output", str(tmp_path / "out"), "--dry-run"]
+    assert main(words) == 0
+    assert main([*words, "--algorithm.labels", "[a, b]"]) == 1
+    assert "is none of the 2 labels to learn" in capsys.readouterr().err
+    whole = run(
+        "classify", base, tmp_path / "whole", over("sequence", None, tmp_path / "whole", train={"steps": 1})
+    ).model
+    assert main([*words, "--model.path", str(whole)]) == 1
+    assert "is a whole classifier, and training starts from a language model" in capsys.readouterr().err

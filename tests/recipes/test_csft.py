@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import accord
 from accord.cli import main
 from accord.config import ModelConfig
 from accord.data.conditioning import read_conditioning
-from accord.errors import ConfigError
+from accord.errors import ConfigError, DataError
 from accord.recipes.chat import Chat
 from accord.recipes.generate import GenerateOptions, generate
 from recipes.tiny_runs import run, scored, write_rows
@@ -54,6 +55,55 @@ def test_a_reward_scores_the_rows_before_their_prompts_have_labels(base: Path, t
     rows = [{key: row[key] for key in ("prompt", "completion")} for row in ROWS]
     over = {"data": {"path": write_rows(tmp_path / "rows.jsonl", rows)}, "reward": f"{tmp_path}/goods.py:goods"}
     assert read_conditioning(run("csft", base, tmp_path, over).model).edges == (0.5,)
+
+
+ASKED = """
+from pathlib import Path
+
+
+def goods(prompts, responses):
+    with (Path(__file__).parent / "asked").open("a") as file:
+        file.writelines(response + "\\n" for response in responses)
+    return [float(text.count("good")) for text in responses]
+"""
+
+
+def test_a_reward_is_not_asked_about_rows_that_do_not_fit(base: Path, tmp_path: Path):
+    (tmp_path / "goods.py").write_text(ASKED)
+    rows = [{"prompt": "the film", "completion": end} for end in (" was good", " was odd", " good" * 150)]
+    data = {"path": write_rows(tmp_path / "rows.jsonl", rows), "max_tokens": 64}
+    over = {"reward": f"{tmp_path}/goods.py:goods", "train": {"steps": 1}}
+    with pytest.raises(DataError, match=r"1 of 3 rows .*\n.*rows.jsonl:3: the row has \d+ tokens, limit 64"):
+        run("csft", base, tmp_path / "stop", over | {"data": data})
+    assert not (tmp_path / "asked").exists()
+    done = run("csft", base, tmp_path / "skip", over | {"data": data | {"on_bad_row": "skip"}})
+    assert (tmp_path / "asked").read_text().splitlines() == [" was good", " was odd"]
+    assert read_conditioning(done.model).edges == (0.5,), "and it has no say in the labels"
+    (tmp_path / "asked").unlink()
+    run("csft", base, tmp_path / "cut", over | {"data": data | {"too_long": "truncate"}})
+    cut = (tmp_path / "asked").read_text().splitlines()[2]
+    assert 0 < len(cut) < len(rows[2]["completion"]) and rows[2]["completion"].startswith(cut), "what is learnt"
+
+
+def test_rows_that_do_not_fit_leave_the_values_of_the_others_as_they_are(base: Path, tmp_path: Path):
+    rows = [
+        {"prompt": "the film", "completion": " good" * 150, "score": 9.0},
+        {"prompt": "the film", "completion": " was odd", "score": -1.0},
+        {"prompt": "the film", "completion": " was good", "score": 2.0},
+    ]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    over = {"data": {"path": path, "max_tokens": 64, "on_bad_row": "skip"}, "train": {"steps": 1}}
+    assert read_conditioning(run("csft", base, tmp_path, over).model).edges == (0.5,)
+
+
+def test_rows_longer_than_the_model_reads_are_refused_before_they_are_scored(base: Path, tmp_path: Path):
+    (tmp_path / "goods.py").write_text(ASKED)
+    rows = [{"prompt": "the film", "completion": end} for end in (" was good", " good" * 150)]
+    over: dict[str, Any] = {"data": {"path": write_rows(tmp_path / "rows.jsonl", rows), "max_tokens": 999}}
+    over["reward"] = f"{tmp_path}/goods.py:goods"
+    with pytest.raises(ConfigError, match=r"reads at most 128 tokens .*: lower data.max_tokens"):
+        run("csft", base, tmp_path, over)
+    assert not (tmp_path / "asked").exists()
 
 
 def test_a_reward_model_scores_the_rows(base: Path, reward_adapter: Path, tmp_path: Path):
@@ -102,6 +152,21 @@ def test_the_labels_survive_merging_and_are_asked_for_in_a_chat(base: Path, tmp_
         Chat(ModelConfig(path=str(merged)), GenerateOptions(label="best"), plain=True)
 
 
+def test_models_on_the_hub_keep_their_labels(base: Path, tmp_path: Path, hub_cache):
+    for kind, over in (("adapter", {}), ("whole", {"adapter": None})):
+        model = run("csft", base, tmp_path / kind, {"train": {"steps": 1}} | over).model
+        name = hub_cache(f"someone/{kind}", model)
+        here, there = (
+            generate(ModelConfig(path=path), ["the film"], GenerateOptions(max_new_tokens=4))[0]
+            for path in (str(model), name)
+        )
+        assert "good" in there.prompt_text
+        assert (there.prompt_ids, there.response_ids) == (here.prompt_ids, here.response_ids)
+    (model / "conditioning.json").write_text("{}")
+    with pytest.raises(DataError, match=r"conditioning\.json cannot be read: KeyError: 'template'"):
+        read_conditioning(model)
+
+
 def test_its_rehearsal_looks_at_rewards_and_columns(base: Path, tmp_path: Path, capsys):
     rows = write_rows(tmp_path / "rows.jsonl", ROWS)
     words = ["csft", "--model.path", str(base), "--data.path", rows, "--output", str(tmp_path / "out"), "--dry-run"]
@@ -109,3 +174,24 @@ def test_its_rehearsal_looks_at_rewards_and_columns(base: Path, tmp_path: Path, 
     assert main([*words, "--reward", "{verifier: {type: math, answer: gold}}"]) == 2
     error = capsys.readouterr().err
     assert "nowhere.py does not exist" in error and "reads the column 'gold'" in error
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_values_that_do_not_fit_are_told_before_any_weight_is_loaded(
+    dry, base: Path, tmp_path: Path, capsys, monkeypatch
+):
+    monkeypatch.setattr("accord.model.loading.load_weights", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("accord.model.roles.load_weights", lambda *_, **__: pytest.fail("weights were loaded"))
+    rows = write_rows(tmp_path / "rows.jsonl", ROWS)
+    words = [{"prompt": "the film", "completion": " was", "score": word} for word in ("bad", "good")]
+    named = write_rows(tmp_path / "words.jsonl", words)
+
+    def told(data: str, *more: str) -> str:
+        command = ["csft", "--model.path", str(base), "--data.path", data, "--output", str(tmp_path / "out"), *more]
+        assert main([*command, "--dry-run"] if dry else command) == 1
+        return capsys.readouterr().err
+
+    assert "2 different scores, too few for 3 labels" in told(rows, "--algorithm.labels", "[a, b, c]")
+    assert "have the labels bad, good; algorithm.labels are a, b" in told(named, "--algorithm.labels", "[a, b]")
+    assert "column `gold` (algorithm.column) is None" in told(rows, "--algorithm.column", "gold")
+    assert "held-out rows have scores, and the training rows have labels" in told(named, "--data.eval_path", rows)

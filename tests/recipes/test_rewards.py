@@ -153,6 +153,13 @@ def test_a_reward_model_reads_texts_as_it_reads_tokens(base, reward_adapter, rew
         assert max(inside) - min(inside) > 1e-3
 
 
+def test_a_reward_adapter_on_the_hub_is_what_it_is_here(base, reward_adapter, hub_cache):
+    name = hub_cache("someone/reward", reward_adapter)
+    here, _ = both_ways(base, RewardTerm(model=str(reward_adapter)))
+    inside, served = both_ways(base, RewardTerm(model=name))
+    assert inside == here and served == pytest.approx(here, abs=1e-5)
+
+
 def test_served_models_are_normalised_and_combined_as_in_a_run(base, reward_adapter, reward_classifier, tmp_path: Path):
     models = []
     for number, path in enumerate((reward_adapter, reward_classifier)):
@@ -189,12 +196,22 @@ def test_every_light_kind_can_be_made(tmp_path: Path):
 
 def test_a_column_that_no_row_has_is_told_before_the_run():
     terms = [RewardTerm(verifier="math"), RewardTerm(function="a.py:f")]
-    check_columns(terms, [{"gold": 1}, {"answer": 2}])
-    check_columns([terms[1]], [])
+    check_columns(terms, {}, [{"gold": 1}, {"answer": 2}])
+    check_columns([terms[1]], {}, [])
     with pytest.raises(
         ConfigError, match=r"reward math reads the column 'answer', which no row of the data has.*: gold, level"
     ):
-        check_columns(terms, [{"gold": 1, "answer": None}, {"level": 2}])
+        check_columns(terms, {}, [{"gold": 1, "answer": None}, {"level": 2}])
+
+
+def test_a_column_called_like_an_argument_is_told_before_the_run(tmp_path: Path):
+    (tmp_path / "f.py").write_text("def every(prompts, responses, **more): ...\ndef none(prompts, responses): ...\n")
+    terms = [RewardTerm(function=f"{tmp_path}/f.py:none"), RewardTerm(function=f"{tmp_path}/f.py:every")]
+    rows = [{"gold": 1}, {"responses": None}]
+    check_columns(terms[:1], open_light(terms[:1]), rows)
+    check_columns(terms, open_light(terms), rows[:1])
+    with pytest.raises(ConfigError, match=r"reward every takes all columns .* one is called 'responses' like its own"):
+        check_columns(terms, open_light(terms), rows)
 
 
 def test_nothing_is_loaded_when_a_reward_cannot_be_used(base, tmp_path: Path, monkeypatch):

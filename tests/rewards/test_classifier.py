@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,6 +80,12 @@ def test_the_probability_of_a_label_in_batches(classifier):
     assert len({round(p, 3) for p in wanted[:, 2].tolist()}) == 3, "the texts differ"
 
 
+def test_a_label_that_is_a_number_is_a_name_first(classifier):
+    folder = str(classifier(labels=("-1", "0", "1")))
+    chosen = [check_classifier(ClassifierConfig(model=folder, label=label)) for label in ("-1", "0", "1", "2")]
+    assert chosen == [0, 1, 2, 2]
+
+
 def test_logits_and_prompt_with_response(classifier):
     folder = classifier()
     source = ClassifierReward(
@@ -121,6 +128,29 @@ def test_long_texts_are_cut_at_the_right_end_and_counted(classifier):
     strict = ClassifierReward(ClassifierConfig(model=str(folder), label="POSITIVE", too_long="error"), "c", CPU)
     with pytest.raises(RewardError, match=r"reward c: sample 1 .* has \d+ tokens of .*, which reads 64 at most"):
         strict.score(said("good", long))
+
+
+@pytest.mark.parametrize("decoder", [True, False])
+def test_an_empty_text_is_the_end_alone(decoder, classifier):
+    folder = classifier(decoder=decoder)
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"post_processor": None}))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer("")["input_ids"] == []
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        wanted = model(torch.tensor([[tokenizer.eos_token_id]])).logits[0, 2].item()
+    source = ClassifierReward(ClassifierConfig(model=str(folder), label="POSITIVE", value="logit"), "c", CPU)
+    first, second = source.score(said("", TEXTS[0]))  # beside another, so that it is padded
+    assert first == pytest.approx(wanted, abs=1e-4)
+    assert second == pytest.approx(float(plain_logits(folder, TEXTS[:1])[0, 2]), abs=1e-4)
+    source._tokenizer.eos_token = None
+    with torch.no_grad():
+        wanted = model(torch.tensor([[tokenizer.pad_token_id]])).logits[0, 2].item()
+    assert source.score(said(""))[0] == pytest.approx(wanted, abs=1e-4)
+    source._tokenizer.pad_token = None
+    with pytest.raises(RewardError, match=r"has no tokens for .*, whose tokenizer has neither EOS nor padding"):
+        source.score(said(""))
 
 
 def test_accord_s_own_reward_models_with_their_own_tokenizer(model_folder, shake, tmp_path: Path):

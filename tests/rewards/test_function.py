@@ -41,6 +41,16 @@ def test_a_function_of_any_columns_gets_all(rollouts) -> None:
     assert seen == {"answer": ["4", "6", None], "level": [1, None, 3]}
 
 
+def test_a_function_that_names_response_ids_gets_them_also_beside_any_columns(rollouts) -> None:
+    def tokens(prompts, responses, response_ids, **columns):
+        assert set(columns) == {"answer", "level"}
+        return [[float(token) for token in ids] for ids in response_ids]
+
+    reward = FunctionReward(tokens, "tokens")
+    assert reward.reads_tokens and not FunctionReward(length, "length").reads_tokens
+    assert reward.score(rollouts) == [tuple(map(float, rollout.response_ids)) for rollout in rollouts]
+
+
 def test_a_column_without_data_falls_to_its_default(rollouts) -> None:
     def optional(prompts, responses, other=2.0):
         return [other] * len(responses)

@@ -21,7 +21,7 @@ def run(command: str, words: list[str]) -> int:
     if options.limit is not None and options.limit < 1:
         raise ConfigError(f"--limit must be 1 or more (given: {options.limit})")
     if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)  # now, and not after all the sampling
+        _make_room(options.output)  # now, and not after all the sampling
     if options.best_of is not None and not options.reward:
         raise ConfigError("--best-of needs a --reward to tell which response is best")
     if options.best_of is not None and options.best_of < 1:
@@ -69,6 +69,20 @@ def run(command: str, words: list[str]) -> int:
             f"best of {options.best_of}: at most {bound:.2f} nats of KL from the distribution sampled (log n - (n - 1)/n)"
         )
     return 0
+
+
+def _make_room(file: Path) -> None:
+    """See that the file can be written.
+
+    Raises:
+        ConfigError: it is a folder, or lies in none that can be made.
+    """
+    if file.is_dir():
+        raise ConfigError(f"--output {file} is a folder; give the name of a file, such as {file / 'responses.jsonl'}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output {file} cannot be written: {error.strerror}: {error.filename}") from error
 
 
 def _prompts(options: argparse.Namespace) -> list[Any]:

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from accord.config import RECIPES, Recipe, RolloutRecipe, build, dump, load, merge, parse_overrides
+from accord.config import (
+    RECIPES,
+    ClassifyRecipe,
+    CSFTRecipe,
+    Recipe,
+    RolloutRecipe,
+    build,
+    dump,
+    load,
+    merge,
+    parse_overrides,
+)
 from accord.errors import ConfigError
+
+if TYPE_CHECKING:
+    from accord.rewards import RewardSource
 
 FLAGS = ("resume", "dry-run", "quiet")
 
@@ -24,7 +39,7 @@ def run(command: str, words: list[str]) -> int:
     rest = [word for word in words if word not in {f"--{flag}" for flag in FLAGS}]
     recipe = read_recipe(command, rest, resume="resume" in flags)
     if "dry-run" in flags:
-        return _dry_run(command, recipe)
+        return _dry_run(command, recipe, resume="resume" in flags)
     from accord.recipes import train
 
     train(recipe, resume="resume" in flags, quiet="quiet" in flags, started=started)
@@ -54,17 +69,21 @@ def read_recipe(command: str, words: list[str], resume: bool = False) -> Recipe:
     return build(recipe, *layers)
 
 
-def _dry_run(command: str, recipe: Recipe) -> int:
+def _dry_run(command: str, recipe: Recipe, resume: bool) -> int:
     """Check all that can be checked without weights, and print what would run."""
     from accord.model.loading import locate
     from accord.recipes.build import check_start, check_training
     from accord.recipes.family import check_family
     from accord.recipes.foresight import lines as foresight_lines
-    from accord.training.run import refuse_used
+    from accord.training.run import is_used, refuse_changed, refuse_used
 
     print(dump(recipe), end="")
     check_training(recipe.train)
-    refuse_used(Path(recipe.output))
+    goes_on = resume and is_used(Path(recipe.output))
+    if goes_on:
+        refuse_changed(Path(recipe.output), recipe)
+    else:
+        refuse_used(Path(recipe.output))
     location = locate(recipe.model.source)
     check_start(recipe)
     on = f" on {location.base}" if location.adapter else ""
@@ -77,20 +96,29 @@ def _dry_run(command: str, recipe: Recipe) -> int:
         from accord.recipes.rollouts import check_critic
 
         check_critic(recipe)
-    _check_rewards(command, recipe)
+    if isinstance(recipe, ClassifyRecipe):
+        from accord.recipes.classify import choose_labels, refuse_whole
+
+        refuse_whole(recipe)
+        choose_labels(recipe)
+    if isinstance(recipe, CSFTRecipe):
+        from accord.recipes.csft import check_values
+
+        check_values(recipe)
+    light = _open_rewards(command, recipe)
     if Path(location.base).exists():  # what is on the hub is fetched by a run, not by its rehearsal
         check_family(recipe)
-    for line in _data_lines(recipe):
+    for line in _data_lines(recipe, light):
         print(f"# data: {line}")
     for line in foresight_lines(recipe):
         print(f"# memory: {line}")
     for warning in recipe.warnings():
         print(f"# warning: {warning}")
-    print(f"# ready: accord {command} would write to {recipe.output}")
+    print(f"# ready: accord {command} would {'go on in' if goes_on else 'write to'} {recipe.output}")
     return 0
 
 
-def _data_lines(recipe: Recipe) -> list[str]:
+def _data_lines(recipe: Recipe, light: Mapping[str, RewardSource]) -> list[str]:
     """What the data's files hold, read as the recipe would read them."""
     from accord.data import read_records
     from accord.types import Example
@@ -101,13 +129,13 @@ def _data_lines(recipe: Recipe) -> list[str]:
     if rewards:
         from accord.recipes.rewards import check_columns
 
-        check_columns(rewards, (record.columns for record in loaded[0].records))
+        check_columns(rewards, light, (record.columns for record in loaded[0].records))
     ptx = getattr(recipe, "ptx", None)
     loaded += [] if ptx is None else [read_records(ptx.data, want=Example)]
     return [f"{one.path}: {len(set(one.origins))} of {one.rows} rows can be used ({one.format})" for one in loaded]
 
 
-def _check_rewards(command: str, recipe: Recipe) -> None:
+def _open_rewards(command: str, recipe: Recipe) -> dict[str, RewardSource]:
     from accord.recipes.rewards import open_light
 
     rewards = getattr(recipe, "reward", ())
@@ -115,4 +143,4 @@ def _check_rewards(command: str, recipe: Recipe) -> None:
         raise ConfigError(
             f"{command} needs a `reward`: --reward rewards.py:FUNCTION, or --reward PATH of a reward model"
         )
-    open_light(rewards)
+    return open_light(rewards)

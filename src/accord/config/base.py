@@ -60,6 +60,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     """Turn `--train.steps 50 --model.path=./sft/model` into nested dicts; values are read as YAML.
 
+    Of an option that is given twice the last one counts; but rewards add up to a list, as for `accord generate`.
+
     Raises:
         ConfigError: a word that is not an option, or an option without a value.
     """
@@ -109,7 +111,13 @@ def _insert(tree: dict[str, Any], keys: list[str], value: Any) -> None:
                 f"--{'.'.join(keys)}: `{key}` was given as {below!r} already; give its keys, or the whole"
             )
         tree = below
+    if keys == ["reward"] and "reward" in tree:
+        value = [*_listed(tree["reward"]), *_listed(value)]
     tree[keys[-1]] = value
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def build(recipe: type[S], *layers: Mapping[str, Any]) -> S:

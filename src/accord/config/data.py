@@ -37,7 +37,7 @@ class DataConfig(Section):
     max_tokens: int = Field(1024, ge=2)
     """Longest prompt and completion together, in tokens."""
     max_prompt_tokens: int | None = Field(None, ge=1)
-    """Longest prompt, in tokens; for rollouts `max_tokens - rollout.max_new_tokens` if not given."""
+    """Longest prompt, in tokens; for rollouts at most `max_tokens - rollout.max_new_tokens`, which it is if not given."""
     too_long: Literal["reject", "truncate"] = "reject"
     """What to do with a longer row. `reject`: it is a bad row, see `on_bad_row`. `truncate`: a prompt loses its beginning,
     a completion its end (and with it the stop token)."""

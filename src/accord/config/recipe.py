@@ -188,8 +188,9 @@ class RolloutRecipe(Recipe):
 
     @property
     def prompt_limit(self) -> int:
-        """Longest prompt, in tokens."""
-        return self.data.max_prompt_tokens or self.data.max_tokens - self.rollout.max_new_tokens
+        """Longest prompt, in tokens: what `data.max_tokens` leaves beside the response, at most `data.max_prompt_tokens`."""
+        room = self.data.max_tokens - self.rollout.max_new_tokens
+        return min(self.data.max_prompt_tokens or room, room)
 
     def warnings(self) -> list[str]:
         """Settings that run, but seldom do what is wanted."""

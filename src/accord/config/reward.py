@@ -219,6 +219,11 @@ class ServedRewards(Section):
                     f"reward {term.label}: a process reward model reads the steps of the policy's own tokens, and a server gets "
                     "texts: give it to the recipe itself, or serve models of whole answers"
                 )
+            if term.offload:
+                raise ValueError(
+                    f"reward {term.label}: `offload` makes room for the policy while a run does not ask the model, and a server "
+                    "has no policy: leave it out"
+                )
             if term.reads_tokens and not term.paths:
                 raise ValueError(
                     f"reward {term.label} counts the policy's tokens, and a server gets texts: give it `unit: words`"

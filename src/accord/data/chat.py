@@ -144,6 +144,7 @@ class Encoder:
         """
         bos = self.tokenizer.bos_token
         specials = not (bos and text.startswith(bos))
+        talk.check_characters(text, "the text")
         encoded = self.tokenizer(text, add_special_tokens=specials, return_offsets_mapping=True, verbose=False)
         return tuple(encoded["input_ids"]), [tuple(span) for span in encoded["offset_mapping"]]
 
@@ -252,7 +253,12 @@ class Encoder:
         return str(text)
 
     def _tokenise(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids and character spans, no special tokens added."""
+        """Ids and character spans, no special tokens added.
+
+        Raises:
+            RowError: the text holds half a character.
+        """
+        talk.check_characters(text, "the text")
         encoding = self._backend.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -40,6 +41,18 @@ class Conditioning:
         """The label of a score (one at an edge has the better one), or the label itself."""
         return value if isinstance(value, str) else self.labels[bisect_right(self.edges, value)]
 
+    def check(self, values: Sequence[Value]) -> None:
+        """Look at values of other rows than those that it was made of.
+
+        Raises:
+            DataError: a label is unknown, or there are scores, and the rows that it was made of had labels.
+        """
+        unknown = sorted({value for value in values if isinstance(value, str)} - set(self.labels))
+        if unknown:
+            raise DataError(f"rows have the labels {', '.join(unknown)}; algorithm.labels are {', '.join(self.labels)}")
+        if not self.edges and not all(isinstance(value, str) for value in values):
+            raise DataError("held-out rows have scores, and the training rows have labels: give both the same")
+
     def apply(self, text: Text, label: str | None = None) -> Text:
         """A prompt that asks for a label, by default the best; in a conversation the last user's turn asks for it.
 
@@ -66,13 +79,30 @@ class Conditioning:
         (folder / FILE).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def read_conditioning(folder: str | Path) -> Conditioning | None:
-    """What a model's folder says of its labels; `None` if it was not trained with any."""
-    file = Path(folder) / FILE
-    if not file.is_file():
+def read_conditioning(source: str | Path) -> Conditioning | None:
+    """What a model's folder, or a model on the hub, says of its labels; `None` if it was not trained with any.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    from transformers.utils import cached_file
+
+    source = Path(source).expanduser()
+    if source.is_file():  # of a format that is one file
         return None
-    saved = json.loads(file.read_text(encoding="utf-8"))
-    return Conditioning(saved["template"], tuple(saved["labels"]), tuple(saved["edges"]))
+    try:
+        path = cached_file(
+            source, FILE, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        )
+    except OSError:  # no such model, or a closed one: loading it says so
+        return None
+    if path is None:
+        return None
+    try:
+        saved = json.loads(Path(path).read_text(encoding="utf-8"))
+        return Conditioning(saved["template"], tuple(saved["labels"]), tuple(saved["edges"]))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{source}: {FILE} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def fit_conditioning(template: str, labels: Sequence[str], values: Sequence[Value]) -> Conditioning:
@@ -140,7 +170,7 @@ def _value(example: Example, column: str, origin: str) -> Value:
     value = example.columns.get(column)
     if isinstance(value, str):
         return value
-    if isinstance(value, bool | int | float) and value == value and abs(value) != float("inf"):
+    if isinstance(value, bool | int | float) and abs(value) <= sys.float_info.max:
         return float(value)
     raise DataError(
         f"{origin}: column `{column}` (algorithm.column) is {value!r}; each row needs a finite number or a label there. Rename "

@@ -29,6 +29,33 @@ _CHANGES_MEANING = ("tool_calls", "function_call", "weight")
 _TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
 
 
+def check_characters(value: Any, what: str) -> None:
+    """Look for text that no tokenizer reads: half of a surrogate pair, which JSON can name (`"\\ud83d"`) and UTF-8 cannot hold.
+
+    Args:
+        value: a text, or lists and mappings of them; other values pass.
+        what: its name, for the error.
+
+    Raises:
+        RowError: with the first such character and where it stands.
+    """
+    pending = [value]
+    while pending:  # no recursion: a row may be nested deeper than Python's stack
+        part = pending.pop()
+        if isinstance(part, Mapping):
+            pending += [*part, *part.values()]
+        elif isinstance(part, list | tuple):
+            pending += part
+        elif isinstance(part, str):
+            try:
+                part.encode()
+            except UnicodeEncodeError as error:
+                raise RowError(
+                    f"{what} holds {part[error.start]!r} at character {error.start + 1}: half of a character (a lone surrogate), "
+                    "which is no text"
+                ) from error
+
+
 def parse_text(value: Any, column: str) -> Text:
     """A string as it is; a list of messages, or a single message, as checked messages.
 

@@ -78,7 +78,7 @@ def encode_examples(loaded: Loaded, encoder: Encoder, config: DataConfig) -> Enc
     """
 
     def one(example: Example) -> TokenSequence:
-        sequence = _fitted(encoder, example.prompt, example.completion, config)
+        sequence = fitted(encoder, example.prompt, example.completion, config)
         return all_targets(sequence) if config.train_on == "all" else sequence
 
     return encode_records(loaded, Example, one, config.on_bad_row)
@@ -92,8 +92,8 @@ def encode_pairs(loaded: Loaded, encoder: Encoder, config: DataConfig) -> Encode
     """
 
     def one(pair: PreferencePair) -> EncodedPair:
-        chosen = _fitted(encoder, pair.prompt, pair.chosen, config, "`chosen` ")
-        rejected = _fitted(encoder, pair.prompt, pair.rejected, config, "`rejected` ")
+        chosen = fitted(encoder, pair.prompt, pair.chosen, config, "`chosen` ")
+        rejected = fitted(encoder, pair.prompt, pair.rejected, config, "`rejected` ")
         if chosen.input_ids == rejected.input_ids:
             raise RowError("`chosen` and `rejected` are the same tokens, after truncation if there was any")
         return EncodedPair(chosen, rejected, pair.margin)
@@ -109,7 +109,7 @@ def encode_labelled(loaded: Loaded, encoder: Encoder, config: DataConfig) -> Enc
     """
 
     def one(row: LabelledResponse) -> EncodedLabelled:
-        return EncodedLabelled(_fitted(encoder, row.prompt, row.completion, config), row.label)
+        return EncodedLabelled(fitted(encoder, row.prompt, row.completion, config), row.label)
 
     return encode_records(loaded, LabelledResponse, one, config.on_bad_row)
 
@@ -125,13 +125,13 @@ def encode_steps(loaded: Loaded, encoder: Encoder, config: DataConfig, separator
 
     def one(row: StepwiseExample) -> EncodedSteps:
         whole, ends = encoder.encode_steps(row.prompt, row.steps, separator)
-        fitted = _fitted(encoder, row.prompt, separator.join(row.steps), config)
-        gone = whole.target_mask.index(True) - fitted.target_mask.index(True)
-        kept = {end - gone: label for end, label in zip(ends, row.labels, strict=True) if end - gone < len(fitted)}
+        left = fitted(encoder, row.prompt, separator.join(row.steps), config)
+        gone = whole.target_mask.index(True) - left.target_mask.index(True)
+        kept = {end - gone: label for end, label in zip(ends, row.labels, strict=True) if end - gone < len(left)}
         if not kept:
             raise RowError("no step is left whole after truncation")
-        mask = tuple(place in kept for place in range(len(fitted)))
-        return EncodedSteps(TokenSequence(fitted.input_ids, mask), tuple(kept.values()))
+        mask = tuple(place in kept for place in range(len(left)))
+        return EncodedSteps(TokenSequence(left.input_ids, mask), tuple(kept.values()))
 
     return encode_records(loaded, StepwiseExample, one, config.on_bad_row)
 
@@ -155,7 +155,8 @@ def encode_prompts(
             raise RowError("the prompt has no tokens")
         if len(ids) > limit:
             if too_long == "reject":
-                raise RowError(_too_long("the prompt", len(ids), limit, "max_prompt_tokens"))
+                keys = "max_prompt_tokens, or data.max_tokens - rollout.max_new_tokens"
+                raise RowError(_too_long("the prompt", len(ids), limit, keys))
             ids = _without_beginning(ids, limit, encoder)
         return EncodedPrompt(ids, encoder.prompt_text(record.prompt), record.columns)
 
@@ -194,7 +195,7 @@ def encode_records(
     return encoded
 
 
-def _fitted(encoder: Encoder, prompt: Text, completion: Text, config: DataConfig, what: str = "") -> TokenSequence:
+def fitted(encoder: Encoder, prompt: Text, completion: Text, config: DataConfig, what: str = "") -> TokenSequence:
     """The encoded row if it is within both limits, or what truncation leaves of it.
 
     Raises:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -212,6 +212,8 @@ def _plus(columns: Iterable[str]) -> str:
 def convert_row(row: Row, format: str) -> Record | Rejection:
     """Check one row of a known format (a key of `FORMATS`) and make its record."""
     try:
+        for name, value in row.values.items():
+            talk.check_characters(value, f"column {name!r}")
         values = to_own_columns(row.values)
         groups = FORMATS[format]
         present = {name for name, value in values.items() if value is not None}
@@ -288,7 +290,7 @@ def _preference(values: dict[str, Any]) -> PreferencePair:
     margin = values.get("margin")
     if margin is not None:
         is_number = isinstance(margin, int | float) and not isinstance(margin, bool)
-        if not is_number or not math.isfinite(margin):
+        if not is_number or not abs(margin) <= sys.float_info.max:  # a whole number may be too large for a float
             raise RowError(f"`margin` is {margin!r}; it must be a finite number")
         margin = float(margin)
     return PreferencePair(prompt, chosen, rejected, margin, _others(values, "prompt", "chosen", "rejected", "margin"))

@@ -9,6 +9,7 @@ import difflib
 import gzip
 import json
 import re
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -160,8 +161,15 @@ def _parse_line(origin: str, line: bytes) -> Found:
         return Rejection(origin, f"is not UTF-8 text ({error.reason} at byte {error.start})")
     except json.JSONDecodeError as error:
         return Rejection(origin, f"is not valid JSON: {error.msg} at column {error.colno}")
-    except RecursionError:
-        return Rejection(origin, "is not usable JSON: it is nested too deeply")
+    except (ValueError, RecursionError) as error:
+        return Rejection(origin, f"is not usable JSON: {_unusable(error)}")
+
+
+def _unusable(error: Exception) -> str:
+    """What is wrong with JSON that is valid."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return f"it holds a whole number of more than {sys.get_int_max_str_digits()} digits"
 
 
 def _row(origin: str, value: Any) -> Found:
@@ -185,6 +193,8 @@ def _from_json(file: Path) -> Iterator[Found]:
             yield from _from_jsonl(file)
             return
         raise DataError(f"{file} is not valid JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file} is not usable JSON: {_unusable(error)}") from error
     if not isinstance(value, list):
         raise DataError(f"{file} holds a JSON {_JSON_NAMES.get(type(value), 'object')}; an array of objects is needed")
     for number, item in enumerate(value, 1):

@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 from accord.config import ModelConfig
 from accord.errors import ModelError
 from accord.model.attention import choose_attention
+from accord.model.hub import fetch_adapter
 from accord.model.notices import leave_out_idle_notices
 from accord.model.reading import Reading, choose_reading, refuse_head, refuse_transform, way_of
 from accord.model.tensors import LazyTensor, load_streaming, open_tensors
@@ -44,24 +45,20 @@ class Location:
     base: str
     """Folder or hub name of the weights, or the path of a GGUF file, which may lie in a hub repository too."""
     adapter: Path | None = None
-    """Folder of a PEFT adapter on that base, if the path named one."""
+    """Folder of a PEFT adapter on that base, if the path named one; of one from the hub, the folder in the hub's cache."""
 
 
 def locate(path: str) -> Location:
-    """Find out whether a path is a model, an adapter, or a name on the hub.
+    """Find out whether a path, or a name on the hub, is a model or an adapter. An adapter is fetched from there.
 
     Raises:
-        ModelError: a path that is none of them; names the nearest folder that exists.
+        ModelError: a path that is none of them; names the nearest folder that exists. Or see `fetch_adapter`.
     """
     folder = Path(path).expanduser()
     if path.endswith(GGUF):
         return _locate_gguf(path, folder)
     if (folder / ADAPTER_CONFIG).is_file():
-        base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-        if not base:
-            raise ModelError(f"{folder / ADAPTER_CONFIG} does not name its base model (base_model_name_or_path)")
-        beside = folder / base
-        return Location(str(beside) if not Path(base).exists() and beside.exists() else base, folder)
+        return _on_its_base(folder)
     if (folder / "config.json").is_file():
         return Location(str(folder))
     if folder.is_dir():
@@ -71,7 +68,16 @@ def locate(path: str) -> Location:
         raise ModelError(f"{folder} holds no model: there is no config.json or {ADAPTER_CONFIG} in it{also}")
     if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1 or folder.parent.is_dir():
         raise ModelError(f"no model at {path}{_nearest(folder)}")
-    return Location(path)
+    fetched = fetch_adapter(path)
+    return Location(path) if fetched is None else _on_its_base(fetched)
+
+
+def _on_its_base(adapter: Path) -> Location:
+    base = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise ModelError(f"{adapter / ADAPTER_CONFIG} does not name its base model (base_model_name_or_path)")
+    beside = adapter / base
+    return Location(str(beside) if not Path(base).exists() and beside.exists() else base, adapter)
 
 
 def _locate_gguf(path: str, file: Path) -> Location:

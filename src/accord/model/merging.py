@@ -141,7 +141,7 @@ def merge(adapter: Path, output: Path, dtype: torch.dtype, trust_remote_code: bo
         base = load_weights(
             location.base, torch.float32, cpu, scorer=scorer, headless=scorer, trust_remote_code=trust_remote_code
         )
-    merged = folded_in(base, adapter)
+    merged = folded_in(base, location.adapter)
     if scorer or facts is not None:
         merged.config.pad_token_id = distinct_padding(tokenizer)
     with quiet_progress():
@@ -150,7 +150,7 @@ def merge(adapter: Path, output: Path, dtype: torch.dtype, trust_remote_code: bo
     stored = read_facts(location) if scorer else None
     if stored is not None:
         write_facts(output, stored)
-    conditioning = read_conditioning(adapter)
+    conditioning = read_conditioning(location.adapter)
     if conditioning is not None:
         conditioning.save(output)
     write_card(output, trained_from=location.base)

@@ -133,27 +133,32 @@ def start(recipe: Recipe) -> tuple[Roles, Encoder, Ranks]:
 
 
 def load_split(recipe: Recipe, encode: Callable[[Loaded, DataConfig], Encoded[T]]) -> Split[T]:
-    """Read, check and encode the rows; hold some out if the recipe says so.
+    """Read, check and encode the rows; hold some out if the recipe says so: whole rows, all that was made of them.
 
     Raises:
         DataError: see `read_records` and the encoders.
+        ConfigError: no row would be left to learn from.
     """
     config = recipe.data
-    train, facts = read_rows(config, recipe.rows_become, encode)
+    encoded, facts = _read(config, recipe.rows_become, encode)
+    train = encoded.items
     held_out: list[T] = []
     if config.eval_path is not None:
         held_out, held_facts = read_rows(config, recipe.rows_become, encode, config.eval_path)
         facts["held out"] = held_facts["data"]
     elif config.eval_fraction > 0:
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
-        count = max(1, round(config.eval_fraction * len(train)))
-        if count >= len(train):
+        rows = list(dict.fromkeys(encoded.origins))
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
+        count = max(1, round(config.eval_fraction * len(rows)))
+        if count >= len(rows):
             raise ConfigError(
-                f"data.eval_fraction: {config.eval_fraction} of {len(train)} rows leaves none to learn from"
+                f"data.eval_fraction: {config.eval_fraction} of {len(rows)} rows leaves none to learn from"
             )
-        held_out = [train[i] for i in sorted(order[:count])]
-        train = [train[i] for i in sorted(order[count:])]
-        facts["held out"] = f"{count} of these rows"
+        kept_back = {rows[i] for i in order[:count]}
+        placed = list(zip(encoded.items, encoded.origins, strict=True))
+        held_out = [item for item, origin in placed if origin in kept_back]
+        train = [item for item, origin in placed if origin not in kept_back]
+        facts["held out"] = f"{count} of these rows" + (f", made {len(held_out)}" if len(held_out) != count else "")
     return Split(train, held_out, facts)
 
 
@@ -168,13 +173,30 @@ def read_rows(
     Raises:
         DataError: see `read_records` and the encoders.
     """
+    encoded, facts = _read(config, want, encode, path)
+    return encoded.items, facts
+
+
+def _read(
+    config: DataConfig,
+    want: type[Record] | None,
+    encode: Callable[[Loaded, DataConfig], Encoded[T]],
+    path: str | None = None,
+) -> tuple[Encoded[T], dict[str, str]]:
     loaded = read_records(config if path is None else config.model_copy(update={"limit": None}), path, want)
     encoded = encode(loaded, config)
-    rejected = len(loaded.rejections) + len(encoded.rejections)
-    rows, made = len(set(encoded.origins)), len(encoded.items)
-    used = f"{loaded.path}: {rows} of {loaded.rows} rows ({loaded.format})" + (f", made {made}" if made != rows else "")
-    left = f", {len(loaded.left_out)} of no use here" if loaded.left_out else ""
-    return encoded.items, {"data": used + (f", {rejected} rejected" if rejected else "") + left}
+    origins, made = set(encoded.origins), len(encoded.items)
+    rows, lost = len(origins), [rejection.origin for rejection in encoded.rejections]
+    rejected = len(loaded.rejections) + len(set(lost) - origins)
+    parts = sum(origin in origins for origin in lost)  # of rows that others were made of
+    noted = {
+        f"made {made}": made != rows,
+        f"{rejected} rejected": rejected,
+        f"{parts} parts of rows rejected": parts,
+        f"{len(loaded.left_out)} of no use here": loaded.left_out,
+    }
+    told = [f"{loaded.path}: {rows} of {loaded.rows} rows ({loaded.format})", *(note for note in noted if noted[note])]
+    return encoded, {"data": ", ".join(told)}
 
 
 def example_stream(items: list[T], recipe: Recipe, train: ExampleTrain, ranks: Ranks) -> tuple[Stream[T], int]:

@@ -102,8 +102,9 @@ class Chat:
         self.turns: tuple[Message, ...] = self._system
         """The conversation: system prompt, then user and assistant in turn."""
         config = self.roles.model.config.get_text_config()
-        self.context: int | None = getattr(config, "max_position_embeddings", None)
-        """Most tokens of a prompt and its answer; `None` without a limit."""
+        positions: int | None = getattr(config, "max_position_embeddings", None)
+        self.context = None if positions is None else positions - self.roles.virtual_tokens
+        """Most tokens of a prompt and its answer, beside an adapter's virtual ones; `None` without a limit."""
         self._answers = 0
 
     def reset(self) -> None:

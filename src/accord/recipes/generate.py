@@ -15,6 +15,7 @@ from accord.data import EncodedPrompt, Encoder
 from accord.data.conditioning import read_conditioning
 from accord.errors import ConfigError
 from accord.model.device import choose_device
+from accord.model.loading import locate
 from accord.model.scorer import Scorer
 from accord.recipes.build import check_context, open_model
 from accord.recipes.rewards import add_rewards, check_columns, mixed, open_light
@@ -106,7 +107,7 @@ def generate(
     if best_of is not None:
         options = _with_samples(options, best_of, terms)
     light = open_light(terms)  # before any weights
-    check_columns(terms, (prompt.columns if isinstance(prompt, Prompt) else {} for prompt in prompts))
+    check_columns(terms, light, (prompt.columns if isinstance(prompt, Prompt) else {} for prompt in prompts))
     roles, encoder = open_model(model, LoraConfig(), choose_device(placement or PlacementConfig()))
     roles.add_reference(ReferenceConfig())  # the frozen model as it was saved: base, or base with its adapter
     add_rewards(terms, roles)
@@ -148,7 +149,7 @@ def ask_for(model: ModelConfig, label: str | None = None) -> Callable[[Text], Te
     Raises:
         ConfigError: the model does not know the label, or was trained without any.
     """
-    conditioning = read_conditioning(model.path)
+    conditioning = read_conditioning(locate(model.source).adapter or model.path)
     if conditioning is None:
         if label is not None:
             raise ConfigError(f"label {label!r}: {model.path} was not trained with labels (`accord csft` does that)")

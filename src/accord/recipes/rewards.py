@@ -66,15 +66,27 @@ def open_light(terms: Sequence[RewardTerm]) -> dict[str, RewardSource]:
     return sources
 
 
-def check_columns(terms: Sequence[RewardTerm], rows: Iterable[Mapping[str, Any]]) -> None:
-    """A source whose column no row of the data has would say nothing, ever.
+def check_columns(
+    terms: Sequence[RewardTerm], light: Mapping[str, RewardSource], rows: Iterable[Mapping[str, Any]]
+) -> None:
+    """A source whose column no row of the data has would say nothing, ever; a function could not be called with a column that is
+    called like its own arguments.
+
+    Args:
+        terms: the section `reward`.
+        light: the sources that `open_light` made of it.
+        rows: columns beside the prompt, of each row.
 
     Raises:
         ConfigError: names the source, the column, and the columns that there are.
     """
     needed = {column: term.label for term in terms for column in term.columns}
-    if not needed:
+    functions = [source for source in light.values() if isinstance(source, FunctionReward)]
+    if not needed and not functions:
         return
+    rows = list(rows)
+    for function in functions:
+        function.check_columns({name for row in rows for name in row})
     found = {name for row in rows for name, value in row.items() if value is not None}
     for column, label in needed.items():
         if column not in found:
@@ -114,6 +126,12 @@ def mixed_of_texts(terms: Sequence[RewardTerm], device: torch.device) -> MixedRe
         ConfigError, ModelError, RewardError: a source cannot be used.
     """
     light = open_light(terms)
+    for label, scorer in light.items():
+        if isinstance(scorer, FunctionReward) and scorer.reads_tokens:
+            raise ConfigError(
+                f"reward {label} reads `response_ids`, the policy's tokens, and here are texts alone: give it to the recipe "
+                "itself, or leave `response_ids` out of its parameters"
+            )
     for path in (path for term in terms for path in term.paths):
         check_classifier(as_classifier(path))
 

@@ -57,7 +57,7 @@ def build_rollouts(
         return encode_prompts(loaded, encoder, recipe.prompt_limit, config.too_long, config.on_bad_row)
 
     split = load_split(recipe, encode)
-    check_columns(recipe.reward, (prompt.columns for prompt in split.train))
+    check_columns(recipe.reward, light, (prompt.columns for prompt in split.train))
     rollout = recipe.rollout
     longest = max(len(prompt.ids) for prompt in split.train) + rollout.max_new_tokens
     check_context(roles, longest, "data.max_prompt_tokens or rollout.max_new_tokens")

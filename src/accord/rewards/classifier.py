@@ -92,8 +92,13 @@ class ClassifierReward:
             ids = self._tokenizer(text, add_special_tokens=specials, truncation=True, max_length=room)["input_ids"]
         if self.add_eos and eos is not None and ids[-1:] != [eos]:
             ids = [*ids, eos]
+        if not ids:  # an empty response, which ended at once
+            ids = [token for token in (eos, self._tokenizer.pad_token_id) if token is not None][:1]
         if not ids:
-            raise RewardError(f"reward {self.label}: {describe(index, rollout)} has no tokens for {self.config.model}")
+            raise RewardError(
+                f"reward {self.label}: {describe(index, rollout)} has no tokens for {self.config.model}, whose tokenizer has "
+                "neither EOS nor padding to read instead"
+            )
         return ids
 
     @torch.no_grad()
@@ -134,10 +139,14 @@ def check_classifier(config: ClassifierConfig) -> int:
                 f"classifier {config.model} has the labels {', '.join(names.values())}: say which with `label`"
             )
         return 0
-    for number, name in names.items():
-        if config.label in (name, str(number)):
-            return number
-    raise ConfigError(f"classifier {config.model} has no label {config.label!r}; it has {', '.join(names.values())}")
+    by_number = {str(number): number for number in names}
+    by_name = {name: number for number, name in names.items()}
+    found = (by_number | by_name).get(config.label)  # names first: -1, 0 and 1 may be names
+    if found is None:
+        raise ConfigError(
+            f"classifier {config.model} has no label {config.label!r}; it has {', '.join(names.values())}"
+        )
+    return found
 
 
 def _load_tokenizer(location: Location) -> Any:

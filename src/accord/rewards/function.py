@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -36,6 +36,22 @@ class FunctionReward:
         self.label = label
         self.timeout = timeout
         self._names = _accepted_columns(function, label)
+        self.reads_tokens = "response_ids" in inspect.signature(function).parameters
+        """Whether it gets the token ids of each response."""
+
+    def check_columns(self, names: Collection[str]) -> None:
+        """Refuse data whose columns would come along under the names of arguments of its own.
+
+        Raises:
+            ConfigError: names the column.
+        """
+        taken = sorted({"prompts", "responses"}.intersection(names)) if self._names is None else []
+        if taken:
+            raise ConfigError(
+                f"reward {self.label} takes all columns of the data (**columns), and one is called {taken[0]!r} like its own "
+                f"argument: rename it with data.columns, such as '{{{taken[0]}: other_{taken[0]}}}', or name the columns "
+                "that the function reads"
+            )
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
         """One score for each rollout; see `RewardSource.score`."""
@@ -48,7 +64,7 @@ class FunctionReward:
         prompts = [rollout.prompt_text for rollout in rollouts]
         responses = [rollout.response_text for rollout in rollouts]
         try:
-            if self._names is not None and "response_ids" in self._names:
+            if self.reads_tokens:
                 columns["response_ids"] = [rollout.response_ids for rollout in rollouts]
             scores = self.function(prompts=prompts, responses=responses, **columns)
             if inspect.iscoroutine(scores):

@@ -15,6 +15,11 @@ from typing import Any
 
 MARK = "####"
 """Before the answer of a GSM8K solution."""
+WORDS = re.compile(
+    r"[^\w\\]*(\d+[.):]\s+)?"  # the number of a heading
+    r"(?!F)([^\W\d_]+,?\s+(?!F)[^\W\d_]{2,}|[^\W\d_]{3,}(?=[\s:.,!?*]|$))".replace("F", r"(sin|cos|tan|log|exp)\b")
+)
+"""Begins with a word, as headings and sentences do, and formulas do not."""
 MEMORY = 4 * 2**30
 """Bytes of address space; a power tower would take all there is."""
 
@@ -31,21 +36,38 @@ def _bare(answer: str) -> str:
     return "\\boxed{" + text + "}"
 
 
-def _marked(text: str) -> str | None:
-    """What stands on the line after the last `####`, in a box."""
+def _marked(text: str) -> list[str]:
+    """What stands on the line after the last `####`, in the ways to read it, the likeliest first.
+
+    None where a `\\boxed` follows, or where the mark is Markdown's of a heading: words with more text below.
+    """
     _, mark, tail = text.rpartition(MARK)
-    first = tail.strip().splitlines()
-    return _bare(first[0]) if mark and first else None
+    lines = tail.strip().splitlines()
+    if not mark or not lines or "\\boxed" in tail:
+        return []
+    line = lines[0].strip().strip("*")
+    if WORDS.match(line) is None:
+        return [_bare(line)]
+    return [line, _bare(line)] if len(lines) == 1 else []
+
+
+def _parse(*texts: str) -> list[Any]:
+    """What the first text holds in which anything is found."""
+    from math_verify import parse
+
+    return next((found for text in texts if (found := parse(text, parsing_timeout=None))), [])
 
 
 def _judge(gold: str, response: str) -> str:
-    from math_verify import parse, verify
+    from math_verify import verify
 
     own_mark = "\\boxed" in gold or "$" in gold.strip().strip("$")
-    known = parse(_marked(gold) or (gold if own_mark else _bare(gold)), parsing_timeout=None)
+    known = _parse(*(_marked(gold) or [gold if own_mark else _bare(gold)]))
     if not known:
         return "no_gold"
-    found = parse(_marked(response) or response, parsing_timeout=None)
+    # Words in a box would be read as a product of letters, so they come after all that the response says.
+    first, *rest = _marked(response) or [response]
+    found = _parse(first, response, *rest)
     return "equal" if found and verify(known, found, timeout_seconds=None) else "different"
 
 

@@ -81,7 +81,7 @@ class RunDirectory:
             refuse_used(self.path)
         self._fresh = not used
         if resume and used:
-            self._check_same_recipe()
+            refuse_changed(self.path, recipe)
         try:
             with writing("the recipe", self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -103,18 +103,6 @@ class RunDirectory:
                 f"output {self.path} is in use by another process; wait for it, or choose another"
             ) from error
         return lock
-
-    def _check_same_recipe(self) -> None:
-        saved = read_saved(self.path)
-        if not saved:
-            return
-        changed = changed_keys(saved, self.recipe)
-        if changed:
-            raise ConfigError(
-                f"--resume goes on with the recipe in {self.path / CONFIG}, and this one differs:\n  - "
-                + "\n  - ".join(changed)
-                + "\nLeave these out, or start a new run with another `output`"
-            )
 
     def close(self) -> None:
         """Let the folder go. If nothing was learnt in it, it is left as it was found, so that the mended recipe can use it."""
@@ -158,6 +146,22 @@ def refuse_used(folder: Path) -> None:
         raise RunError(
             f"output {folder} is not empty. Continue the run in it with --resume, or choose another `output`; "
             "nothing was changed"
+        )
+
+
+def refuse_changed(folder: Path, recipe: Recipe) -> None:
+    """Refuse to go on with a run by another recipe than the one it was made with.
+
+    Raises:
+        ConfigError: they differ where a resumed run may not change.
+    """
+    saved = read_saved(folder)
+    changed = changed_keys(saved, recipe) if saved else []
+    if changed:
+        raise ConfigError(
+            f"--resume goes on with the recipe in {folder / CONFIG}, and this one differs:\n  - "
+            + "\n  - ".join(changed)
+            + "\nLeave these out, or start a new run with another `output`"
         )
 
 
