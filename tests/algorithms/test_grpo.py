@@ -117,6 +117,9 @@ def test_where_each_source_is_normalised_an_equal_group_has_one_score_of_each() 
     zeros = torch.zeros(2 * len(items))
     _, metrics = algorithm.prepare(items, Says(old_logprobs_T=zeros, ref_logprobs_T=zeros))
     assert metrics["grpo/equal_groups"] == 0.5
+    algorithm = GRPO(GRPOConfig(normalize_each=True), weights={"watched": 0.0})
+    _, metrics = algorithm.prepare(items, Says(old_logprobs_T=zeros, ref_logprobs_T=zeros))
+    assert metrics["grpo/equal_groups"] == 1, "sources that are only watched teach nothing"
 
 
 def test_a_step_of_cut_responses_alone_moves_nothing() -> None:

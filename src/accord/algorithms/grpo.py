@@ -50,13 +50,13 @@ class GRPO(FromRollouts):
         else:
             rewards_N = sum_per_sequence(scored.rewards_T, batch)
             advantages_N = group_relative(rewards_N, batch.group_N, self.config.scale, self.sum_over_ranks)
-        spreads_RN = torch.stack(
-            [group_spread(s, batch.group_N, a) for s, a in zip(scores_RN, applies_RN, strict=True)]
-        )
+        spread_N = torch.zeros(batch.sequences)  # where no source has a weight, it stays
+        for scores_N, applies_N in zip(scores_RN, applies_RN, strict=True):
+            spread_N = torch.maximum(spread_N, group_spread(scores_N, batch.group_N, applies_N))
         metrics = scored.metrics | {
             "ppo/advantages/mean": self.mean(advantages_N),
             "ppo/advantages/std": self.mean(advantages_N.square()) ** 0.5,
-            "grpo/equal_groups": self.mean((spreads_RN <= SAME_SCORE).all(0).float()),
+            "grpo/equal_groups": self.mean((spread_N <= SAME_SCORE).float()),
         }
         if self.config.mask_truncated:
             batch = batch.with_streams(learnt_N=torch.tensor([rollout.finish_reason == "stop" for rollout in items]))
