@@ -17,10 +17,9 @@ from transformers import PreTrainedModel
 
 from accord.config import METHODS, AdaLoraConfig
 from accord.errors import ConfigError, ModelError
-from accord.model.loading import trunk_of
 from accord.model.lora import use_thin_layers
 from accord.model.merging import refuse_changed_base
-from accord.model.methods import METHOD_OF
+from accord.model.methods import METHOD_OF, unsuited_layers
 from accord.model.prompts import VirtualTokens, check_virtual_tokens
 from accord.model.ranks import RankBudget
 from accord.model.reading import choose_reading
@@ -65,7 +64,7 @@ class AdapterSet:
         if not config.is_prompt_learning:
             config.task_type = task_type(self.model)
         if getattr(config, "target_modules", None) == "all-linear":
-            config.exclude_modules = _unsuited(self.model)  # type: ignore[attr-defined]
+            config.exclude_modules = unsuited_layers(self.model)  # type: ignore[attr-defined]
         if self.thin and isinstance(config, peft.LoraConfig) and config.peft_type == peft.PeftType.LORA:
             use_thin_layers(config, self.model)
         try:
@@ -345,26 +344,6 @@ class AdapterSet:
         config.save_pretrained(str(folder))
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, folder / WEIGHTS)
 
-
-def _unsuited(model: PreTrainedModel) -> list[str] | None:
-    """Linear layers that `all-linear` leaves out: those of an image tower, which no text reaches, and `out_proj` of
-    state-space layers whose fused kernels read its weight past any adapter."""
-    inside = {id(module) for module in trunk_of(model).modules()}
-    names = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and id(module) not in inside and module is not model.get_output_embeddings()
-    ]
-    if model.config.model_type in FUSED:
-        names.append("out_proj")
-    return names or None
-
-
-FUSED = {
-    *("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"),  # of these peft refuses it too
-    *("bamba", "granitemoehybrid", "zamba2"),
-}
-"""Families that hand the weight of `out_proj` to a kernel instead of calling the layer."""
 
 EXPECTED = (
     "You are trying to modify a model with PEFT for a second time",  # every adapter after the first

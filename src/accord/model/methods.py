@@ -1,12 +1,15 @@
-"""The recipe's adapter as peft's config."""
+"""The recipe's adapter as peft's config, and what of a model it leaves alone."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import peft
+from torch import nn
+from transformers import PreTrainedModel
 
 from accord.config import AdaLoraConfig, AdapterConfig, IA3Config, LoraConfig, PrefixConfig, PromptConfig, PTuningConfig
+from accord.model.loading import trunk_of
 
 METHOD_OF: dict[str, str] = {
     "LORA": "lora",
@@ -84,3 +87,24 @@ def peft_config(config: AdapterConfig, tokenizer: str) -> peft.PeftConfig:
 
 def _targets(targets: str | tuple[str, ...] | None) -> Any:
     return list(targets) if isinstance(targets, tuple) else targets
+
+
+FUSED = {
+    *("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"),  # of these peft refuses it too
+    *("bamba", "granitemoehybrid", "zamba2"),
+}
+"""Families that hand the weight of `out_proj` to a kernel instead of calling the layer."""
+
+
+def unsuited_layers(model: PreTrainedModel) -> list[str] | None:
+    """Linear layers that `all-linear` leaves out: those of an image tower, which no text reaches, and `out_proj` of
+    state-space layers whose fused kernels read its weight past any adapter."""
+    inside = {id(module) for module in trunk_of(model).modules()}
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and id(module) not in inside and module is not model.get_output_embeddings()
+    ]
+    if model.config.model_type in FUSED:
+        names.append("out_proj")
+    return names or None
