@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 import transformers
@@ -197,3 +198,23 @@ def test_a_classifier_that_lacks_weights_is_refused(classifier):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"1 are missing, such as classifier\.weight"):
         ClassifierReward(ClassifierConfig(model=str(folder), label="POSITIVE"), "c", CPU)
+
+
+def test_a_young_adapter_on_16_bit_weights_is_not_rounded_away(model_folder, tmp_path: Path):
+    base = AutoModelForSequenceClassification.from_pretrained(model_folder("llama"), num_labels=1).to(torch.bfloat16)
+    base.save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(model_folder("llama")).save_pretrained(tmp_path / "base")
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1, dtype=torch.bfloat16)
+    made = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS"))
+    for name, weight in made.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.uniform_(weight, -1e-4, 1e-4)
+    made.save_pretrained(tmp_path / "adapter")
+    source = ClassifierReward(ClassifierConfig(model=str(tmp_path / "adapter"), value="logit"), "c", CPU)
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1, dtype=torch.float32)
+    folded = {name: weight for name, weight in source._model.named_parameters() if "q_proj" in name}
+    for name, weight in folded.items():
+        delta = weight - plain.get_parameter(name)
+        layer = made.get_submodule(f"base_model.model.{name.removesuffix('.weight')}")
+        torch.testing.assert_close(delta, layer.get_delta_weight("default").float(), atol=1e-7, rtol=1e-3)
+        assert delta.abs().max() > 0

@@ -15,7 +15,7 @@ from accord.config import ClassifierConfig
 from accord.errors import ConfigError, ModelError, RewardError
 from accord.model.classifiers import ClassFacts, head_rows, load_for_adapter, read_labels
 from accord.model.loading import Location, distinct_padding, is_scorer, locate, quiet_progress, read_config
-from accord.model.merging import folded_in, has_virtual_tokens, refuse_changed_base
+from accord.model.merging import folded_in, has_virtual_tokens
 from accord.model.score_facts import ScoreFacts
 from accord.rewards.protocol import Counts, checked_scores, describe
 from accord.types import Rollout
@@ -161,11 +161,9 @@ def _load_tokenizer(location: Location) -> Any:
 def _load_model(location: Location) -> Any:
     if location.adapter is not None:
         facts = read_labels(location) or ClassFacts("sequence", ("LABEL_0",))
-        base = load_for_adapter(location.base, facts, None)
-        # Folded into weights of two bytes, an adapter that has learnt little would be rounded away.
-        if base.dtype == torch.float32 and not has_virtual_tokens(location.adapter):
+        base = load_for_adapter(location.base, facts, torch.float32)
+        if not has_virtual_tokens(location.adapter):
             return folded_in(base, location.adapter)
-        refuse_changed_base(location.adapter, repeatable=True)
         return peft.PeftModel.from_pretrained(base, str(location.adapter))
     try:
         with quiet_progress():
