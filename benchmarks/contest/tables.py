@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from contest.plan import BEST_OF, GUIDE, GUIDE_TASK
@@ -43,15 +43,21 @@ def contest_table(runs: list[Run]) -> list[str]:
     """A row for each method and library."""
     lines = [
         "\n## Beside trl\n",
-        "| task | method | library | rate | held-out score (mean ± sd of seeds) | KL, nats | responses to reach | seeds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| task | method | library | search | rate | held-out score, mean ± sd | KL, nats | responses to reach | seeds |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     series = defaultdict(list)
     for run in runs:
         series[run["task"], run["label"], run["library"]].append(run)
     for (task, label, library), found in sorted(series.items()):
-        lines.append(f"| {task} | {label} | {library} | {row(chosen(found), task)}")
+        lines.append(f"| {task} | {label} | {library} | {searched(found)} | {row(chosen(found), task)}")
     return lines
+
+
+def searched(runs: list[Run]) -> str:
+    """How many rates were compared, by how many seeds each."""
+    seeds = Counter(run["rate"] for run in runs)
+    return f"{len(seeds)} rates x {min(seeds.values())} seeds"
 
 
 def row(runs: list[Run], task: str) -> str:
@@ -82,7 +88,7 @@ def guide_table(runs: list[Run], base: dict[int, Run]) -> list[str]:
     """Best-of-n of the base, then each method."""
     lines = [
         f"\n## Methods beside each other ({GUIDE_TASK})\n",
-        "| method | rate | held-out score (mean ± sd of seeds) | KL, nats | responses to reach | seeds |",
+        "| method | rate | held-out score, mean ± sd of seeds | KL, nats | responses to reach | seeds |",
         "|---|---|---|---|---|---|",
     ]
     for n, judged in base.items():
