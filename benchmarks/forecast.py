@@ -4,7 +4,7 @@
 
 FOLDER takes the models (random weights), the data and the runs, about 3 GB. Recipes that OUTPUT has already and that are not run
 again stay in it. Each recipe runs for two steps or iterations as
-`python -m accord ...` in a process of its own, one after the other; its peak is the kernel's `ru_maxrss`. The forecast is made
+`python -m accord ...` in a process of its own, one after the other; its peak is the kernel's `VmHWM`. The forecast is made
 before, by `accord forecast ... --json` on the same words. Rows are cut to `data.max_tokens`, so that sequences are as long as
 the forecast takes them to be.
 """
@@ -19,6 +19,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,9 @@ def words_of(recipe: str, folder: Path, smollm2: Path | None) -> list[str] | Non
 
 
 def accord(words: list[str], folder: Path, log: Path) -> tuple[int, float]:
-    """Run a command; its peak memory in bytes and its processor time in seconds, as the kernel counted them."""
+    """Run a command; its peak memory in bytes and its processor time in seconds, as the kernel counted them.
+
+    The peak is the most that `VmHWM` was: a run sets it back at each phase, and `ru_maxrss` with it."""
     environment = {
         **os.environ,
         "ACCORD_CACHE": str(folder / "cache"),
@@ -186,11 +189,21 @@ def accord(words: list[str], folder: Path, log: Path) -> tuple[int, float]:
     }
     with log.open("w") as out:
         process = subprocess.Popen([sys.executable, "-m", "accord", *words], stdout=out, stderr=out, env=environment)
-        _, status, usage = os.wait4(process.pid, 0)
+        peak, ended = 0, 0
+        while not ended:
+            peak = max(peak, _high_water(process.pid))
+            time.sleep(0.02)
+            ended, status, usage = os.wait4(process.pid, os.WNOHANG)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(words)} failed:\n{log.read_text()[-2000:]}")
-    return usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime
+    return peak, usage.ru_utime + usage.ru_stime
+
+
+def _high_water(process: int) -> int:
+    """`VmHWM` of a process in bytes; 0 once it has ended."""
+    lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
 def forecast(words: list[str]) -> dict[str, Any]:
