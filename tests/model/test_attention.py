@@ -86,17 +86,8 @@ def test_segments_attend_to_what_precedes_them_on_their_paths(
     query, key, value = qkv(16, key_heads=key_heads)
     paths = [(), [(0, 4)], [(0, 4)], [(0, 4), (1, 3)]]
     masks: kernel.Masks = {}
-    got, _ = segment_attention(
-        LAYER,
-        query,
-        key,
-        value,
-        None,
-        segment_bounds=[0, 6, 10, 11, 16],
-        key_paths=paths,
-        masks=masks,
-        sliding_window=window,
-    )
+    settings = {"segment_bounds": [0, 6, 10, 11, 16], "key_paths": paths, "masks": masks, "sliding_window": window}
+    got, _ = segment_attention(LAYER, query, key, value, None, **settings)
     own = [list(range(6)), [*range(4), 6, 7, 8, 9], [*range(4), 10], [*range(4), 6, 7, 8, 11, 12, 13, 14, 15]]
     allowed = torch.zeros(16, 16, dtype=torch.bool)
     for sequence in own:
@@ -104,17 +95,7 @@ def test_segments_attend_to_what_precedes_them_on_their_paths(
             allowed[token, sequence[max(0, t + 1 - (window or 99)) : t + 1]] = True
     torch.testing.assert_close(got, by_hand(query, key, value, allowed), atol=1e-6, rtol=1e-5)
     made = dict(masks)
-    again, _ = segment_attention(
-        LAYER,
-        query,
-        key,
-        value,
-        None,
-        segment_bounds=[0, 6, 10, 11, 16],
-        key_paths=paths,
-        masks=masks,
-        sliding_window=window,
-    )
+    again, _ = segment_attention(LAYER, query, key, value, None, **settings)
     assert torch.equal(again, got) and masks.keys() == made.keys()
     assert all(masks[kind] is mask for kind, mask in made.items()), "the next layer takes the same masks"
 
