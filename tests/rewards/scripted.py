@@ -99,6 +99,17 @@ def server(*acts: Act, health: Act | None = None) -> Iterator[Scripted]:
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_: Any) -> None: ...
 
+        def count(self, change: int) -> None:
+            with lock:
+                script.at_once += change
+                script.most_at_once = max(script.most_at_once, script.at_once)
+
+        def send_response(self, *of: Any) -> None:
+            """A request is over before its client can know it and send the next."""
+            if self.command == "POST":
+                self.count(-1)
+            super().send_response(*of)
+
         def do_GET(self) -> None:
             (health or reply({"status": "ok"}))(self, None)
 
@@ -109,15 +120,11 @@ def server(*acts: Act, health: Act | None = None) -> Iterator[Scripted]:
                 script.bodies.append(body)
                 script.headers.append({**self.headers, "path": self.path})
                 script.times.append(time.monotonic())
-                script.at_once += 1
-                script.most_at_once = max(script.most_at_once, script.at_once)
+            self.count(1)
             try:
                 script.acts[min(number, len(script.acts) - 1)](self, body)
             except (ConnectionError, ValueError):  # the client has gone, or the act has closed the connection
                 pass
-            finally:
-                with lock:
-                    script.at_once -= 1
 
     class Quiet(ThreadingHTTPServer):
         daemon_threads = True
