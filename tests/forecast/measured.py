@@ -32,9 +32,10 @@ class Measured:
     """Gradients of weights."""
 
 
-def batch_of(vocabulary: int, lengths: tuple[int, ...] = LENGTHS) -> TokenBatch:
-    """Random tokens; the second half of each sequence is learnt."""
-    ids = [torch.randint(5, vocabulary, (length,)).tolist() for length in lengths]
+def batch_of(vocabulary: int, lengths: tuple[int, ...] = LENGTHS, common: int = 0) -> TokenBatch:
+    """Random tokens, the first ones in common; the second half of each sequence is learnt."""
+    prompt = torch.randint(5, vocabulary, (common,)).tolist()
+    ids = [[*prompt, *torch.randint(5, vocabulary, (length - common,)).tolist()] for length in lengths]
     masks = [[index >= length / 2 for index in range(length)] for length in lengths]
     return TokenBatch.from_sequences(ids, masks)
 
@@ -46,11 +47,13 @@ def policy_of(folder: Path, adapter: Any, dtype: str) -> Roles:
     return roles
 
 
-def measure(folder: Path, adapter: Any, dtype: str = "auto", lengths: tuple[int, ...] = LENGTHS) -> Measured:
+def measure(
+    folder: Path, adapter: Any, dtype: str = "auto", lengths: tuple[int, ...] = LENGTHS, common: int = 0
+) -> Measured:
     """Run a policy forward and backward."""
     roles = policy_of(folder, adapter, dtype)
     roles.train_mode(True)
-    batch = batch_of(roles.model.config.get_text_config().vocab_size, lengths)
+    batch = batch_of(roles.model.config.get_text_config().vocab_size, lengths, common)
     weights = list(roles.model.parameters())
     with roles.use("policy", train=True) as role:
         saved = _saved(lambda: forward(role, batch), weights)

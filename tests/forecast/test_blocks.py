@@ -64,10 +64,13 @@ def folder_of(tokenizer, tmp_path_factory):
     return get
 
 
-def predicted(shape: Architecture, lora: LoraConfig | None, item: int, trains: bool = True) -> Peak:
-    """A policy's pass over `LENGTHS`, the second half of each sequence learnt, written down by hand."""
+def predicted(
+    shape: Architecture, lora: LoraConfig | None, item: int, trains: bool = True, common: int = 0
+) -> Peak:
+    """A policy's pass over `LENGTHS`, the second half of each sequence learnt, the first tokens in common; by hand."""
     adapter = learning_adapter(lora, shape) if lora else None
-    tape = Tape(sum(LENGTHS), trains)
+    others = len(LENGTHS) - 1
+    tape = Tape(sum(LENGTHS) - others * common, trains)
     low = adapter.low if adapter else {}
     how = Pass(
         item,
@@ -76,6 +79,7 @@ def predicted(shape: Architecture, lora: LoraConfig | None, item: int, trains: b
         longest=max(LENGTHS),
         thin=lora and shape.family != "gpt2",
         own_backward=item == 2,
+        joined=sum(LENGTHS[1:]) if common else 0,
     )
     hidden = Blocks(shape, tape, how).trunk()
     targets = sum(LENGTHS) // 2
@@ -102,6 +106,17 @@ def test_the_tape_counts_what_autograd_keeps(family, dtype, lora, folder_of):
     assert told.saved == pytest.approx(real.saved, rel=bounds["saved"])
     assert max(told.forward, told.backward) == pytest.approx(real.peak, rel=bounds["peak"])
     assert frozen.forward == pytest.approx(real.frozen, rel=bounds["frozen"])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_prefix_in_common_counts_once_and_its_keys_for_each(family, dtype, folder_of):
+    folder = folder_of(family, dtype)
+    shape = architecture(json.loads((folder / "config.json").read_text()))
+    real = measure(folder, LORA, common=32)
+    told = predicted(shape, LORA, 2 if dtype == "bfloat16" else FLOAT, common=32)
+    assert told.saved == pytest.approx(real.saved, rel=0.03)
+    assert max(told.forward, told.backward) == pytest.approx(real.peak, rel=0.08)
 
 
 def test_layers_add_up(folder_of):

@@ -144,7 +144,7 @@ def test_devices_that_stay_idle_are_named_and_ranks_share_a_batch(tmp_path):
     assert "uses one of the 8 devices" in alone.notes[0]
     shared = forecast(recipe_of("sft", folder, placement={"type": "torchrun"}, **sizes), eight)
     assert not shared.notes
-    assert shared.work.tokens == 1024 < alone.work.tokens == 8192
+    assert shared.work.update.tokens == 1024 < alone.work.update.tokens == 8192
 
 
 def test_a_family_that_is_only_estimated_says_so(model_folder):

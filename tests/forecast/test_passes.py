@@ -22,6 +22,7 @@ WIDE = LLAMA_7B | {"hidden_size": 256, "intermediate_size": 688, "num_attention_
 
 def test_a_tile_is_as_large_as_the_code_makes_it():
     assert passes.TILE_ELEMENTS == logprobs.TILE_ELEMENTS
+    assert passes.BLOCK_ELEMENTS == logprobs.BLOCK_ELEMENTS
     assert passes.OWN_BACKWARD == attention.LONGEST
 
 

@@ -53,6 +53,8 @@ class Pass:
     """Whether low-rank adapters compute in the base's type, added to its result in place."""
     own_backward: bool = False
     """Whether attention's backward is ours, which computes the result and its sums again (see `ops.attention`)."""
+    joined: int = 0
+    """Keys of sequences that attend to a prefix which another computed, their own behind it."""
 
 
 class Blocks:
@@ -284,10 +286,11 @@ class Blocks:
         out = tape.value(width, q.item, q.grad or k.grad or v.grad)
         sums = tape.value(layer.heads, FLOAT, False)
         own = [part for part in (q, k, v) if part.size] + ([whole] if whole is not None else [])
+        own += self._joined(layer, k, v) if self.how.joined else []
         tape.add([], sums)
         masks = self._masks(layer, q.item)
         tape.add(
-            [q, k, v, *([whole] if whole is not None else []), sums],
+            [q, k, v, *own, sums],
             out,
             own if self.how.own_backward else [*own, out, sums, *masks],
         )
@@ -296,6 +299,15 @@ class Blocks:
         flat = tape.like(out)
         tape.add([joined], flat)
         return flat
+
+    def _joined(self, layer: Layer, *parts: Value) -> list[Value]:
+        """Keys and values of a prefix and of what comes behind it, copied end to end for each sequence."""
+        copies = []
+        for part in parts:
+            copy = self.tape.value(layer.kv_heads * layer.head_dim, part.item, part.grad, self.how.joined)
+            self.tape.add([part], copy)
+            copies.append(copy)
+        return copies
 
     def _masks(self, layer: Layer, item: int) -> list[Value]:
         """A window shorter than a sequence is a mask of queries by keys."""

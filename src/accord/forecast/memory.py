@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from accord.config import Recipe
 from accord.forecast.devices import Device
 from accord.forecast.passes import Passes
-from accord.forecast.residents import Residents, Term, residents
+from accord.forecast.residents import Learner, Residents, Term, residents
 from accord.forecast.workload import Workload, workload
 
 MIB = 2**20
@@ -78,8 +78,8 @@ def forecast(recipe: Recipe, device: Device, longest: int | None = None) -> Fore
         ModelError: a model is not there, or its shape is not known.
     """
     ranks = device.count if recipe.placement.type == "torchrun" else 1
-    work = workload(recipe, ranks, longest)
     held = residents(recipe)
+    work = workload(recipe, ranks, longest, shares=shares_prefixes(recipe, held.learners))
     passes = Passes(recipe, held, work, device)
     process = PROCESS + (RECORDING if work.rows else 0)
     base = [Term("all", "process", process if device.cpu else CONTEXT)]
@@ -97,6 +97,13 @@ def forecast(recipe: Recipe, device: Device, longest: int | None = None) -> Fore
     update = [_with(steady, terms, device) for terms in passes.update(ranks)]
     phases["update"] = max(update, key=lambda terms: sum(term.bytes for term in terms))
     return Forecast(recipe.algorithm.type, device, phases, work, tuple(_notes(recipe, held, device)), held.facts)
+
+
+def shares_prefixes(recipe: Recipe, learners: Iterable[Learner]) -> bool:
+    """Whether what sequences begin with alike is computed once; as `accord.model.forward.why_whole` says."""
+    virtual = any(x.adapter is not None and (x.adapter.virtual or x.adapter.prefix) for x in learners)
+    packed = all(x.shape.reads == "packed" for x in learners)
+    return recipe.model.share_prefixes and packed and not virtual
 
 
 def _with(steady: Iterable[Term], passing: Iterable[Term], device: Device) -> tuple[Term, ...]:

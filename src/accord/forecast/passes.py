@@ -11,10 +11,12 @@ from accord.forecast.devices import Device
 from accord.forecast.learning import largest_matrix
 from accord.forecast.residents import Learner, Residents, Term
 from accord.forecast.tape import FLOAT, Peak, Tape, Value, replay, totals
-from accord.forecast.workload import DROPOUT, ENTROPIES, Workload
+from accord.forecast.workload import DROPOUT, ENTROPIES, Micro, Workload
 
-TILE_ELEMENTS = 1 << 23
+TILE_ELEMENTS, BLOCK_ELEMENTS = 1 << 23, 1 << 18
 """As in `accord.ops.logprobs`, which imports torch; a test compares them."""
+THREADS = 4
+"""Of a processor, for the size of a block: a MiB for each."""
 OWN_BACKWARD = 512
 """Most keys for which `ops.attention` has a backward pass of its own, on CPU in 16 bits."""
 CACHE_SHARE = 4
@@ -61,9 +63,9 @@ class Passes:
         rows = self._rows(row)
         cache = rows * row
         prompts = max(min(self.recipe.train.micro_batch_tokens // max(work.prompt, 1), rows), 1)
-        prefill = replay(self._tape(policy, prompts * work.prompt, 0, trains=False)).forward
+        prefill = replay(self._tape(policy, Micro(prompts * work.prompt, 0), trains=False)).forward
         logits = self._sampling(shape.vocabulary, item, rows)
-        step = replay(self._tape(policy, rows, 0, trains=False)).forward + logits
+        step = replay(self._tape(policy, Micro(rows, 0), trains=False)).forward + logits
         first = prefill + (logits if prompts == rows else int(logits * prompts / rows))
         pass_bytes, tiles = (step - logits, logits) if step > first else (prefill, first - prefill)
         return [
@@ -108,8 +110,8 @@ class Passes:
             kinds += self.held.learners
         best: list[Term] = []
         for learner in kinds:
-            tape = self._tape(learner, self.work.scored, self.work.scored_targets, trains=False)
-            tile = self._tile(learner)[0]
+            tape = self._tape(learner, self.work.scored, trains=False)
+            tile = self._tile(learner, self.work.scored, trains=False)[0]
             pass_bytes = replay(tape).forward
             terms = [
                 Term(learner.role, "activations", max(pass_bytes - tile, 0)),
@@ -161,14 +163,14 @@ class Passes:
         return peak.forward, peak.saved, peak.backward, peak.weight_grads, grads, made
 
     def _at_height(self, learner: Learner, several: bool, height: int) -> tuple[Peak, int, int]:
-        tape = self._tape(learner, self.work.tokens, self.work.targets, trains=True, height=height)
+        tape = self._tape(learner, self.work.update, trains=True, height=height)
         grads, made = totals(tape)
         checkpointing = bool(getattr(self.recipe.train, "activation_checkpointing", False))
         return replay(tape, grads if several else 0, checkpointing), grads, made
 
     def _terms(self, learner: Learner, made: int, peak: Peak, grads: int, several: bool) -> list[Term]:
         most = max(peak.forward, peak.backward)
-        tile = self._tile(learner)[1] if learner.logprobs else 0
+        tile = self._tile(learner, self.work.update, trains=True)[1]
         present = grads if several else min(grads, max(most - peak.saved - tile, 0))
         tile = min(tile, max(most - peak.saved - present, 0))
         rest = most - peak.saved - present - tile
@@ -191,7 +193,7 @@ class Passes:
     def _policy(self) -> Learner:
         return self.held.learners[0]
 
-    def _tape(self, learner: Learner, tokens: int, targets: int, trains: bool, height: int | None = None) -> Tape:
+    def _tape(self, learner: Learner, micro: Micro, trains: bool, height: int | None = None) -> Tape:
         """Forward pass of a role over a micro-batch. Without gradients a layer leaves nothing to the next but its output, so one
         of each kind is enough; with, the first `height` are taken."""
         adapter, shape = learner.adapter, learner.shape
@@ -201,7 +203,7 @@ class Passes:
         shape = shape if height in (None, len(shape.layers)) else replace(shape, layers=shape.layers[:height])
         virtual = adapter.virtual if adapter is not None else 0
         longest = max(self.work.longest, 1)
-        tokens = max(tokens, 1)
+        tokens = max(micro.tokens, 1)
         padded = tokens + virtual * -(-tokens // longest)
         tape = Tape(padded, trains, compact_masks=not self.device.cpu)
         learning = trains and adapter is None and learner in self.held.learners
@@ -220,10 +222,11 @@ class Passes:
             quantized=learner.quantized,
             thin=self._thin(learner, drops),
             own_backward=self.device.cpu and learner.item == 2 and longest + virtual <= OWN_BACKWARD,
+            joined=micro.joined,
         )
         blocks = Blocks(shape, tape, how)
         hidden = blocks.trunk()
-        self._head(learner, tape, hidden, targets, learning)
+        self._head(learner, tape, hidden, micro, learning)
         return tape
 
     def _thin(self, learner: Learner, drops: bool) -> bool:
@@ -233,9 +236,9 @@ class Passes:
         acts = drops and float(getattr(config, "dropout", 0.0)) > 0
         return wanted and not acts and not learner.quantized and learner.shape.family != "gpt2"
 
-    def _head(self, learner: Learner, tape: Tape, hidden: Value, targets: int, learning: bool) -> None:
+    def _head(self, learner: Learner, tape: Tape, hidden: Value, micro: Micro, learning: bool) -> None:
         """Log-probabilities of the targets in tiles, or a head's numbers."""
-        shape = learner.shape
+        shape, targets = learner.shape, micro.targets
         if not targets:
             tape.hold(hidden)
             return
@@ -250,30 +253,51 @@ class Passes:
             return
         picked = tape.value(shape.embedding, hidden.item, hidden.grad, targets)
         tape.add([hidden], picked)
-        forward, backward = self._tile(learner)
-        weight = shape.vocabulary * shape.embedding if learning and not (shape.tied and learner.frozen_layers) else 0
+        forward, backward = self._tile(learner, micro, tape.trains)
+        weight = shape.vocabulary * shape.embedding if learning and self._output_learns(learner) else 0
         # The weight's gradient adds up in float32, one product at a time beside it.
         adding = weight * FLOAT * 2 if weight else 0
         adding += weight * learner.item if learner.item != FLOAT else 0
+        at_once = tape.trains and self._at_once(learner)
+        slopes = tape.value(shape.embedding if at_once else 0, hidden.item, False, targets)
         out = tape.value(1, FLOAT, tape.trains, targets)
+        tape.add([], slopes)
         tape.add(
-            [picked, hidden],
+            [picked, hidden, slopes],
             out,
-            [picked],
+            [picked, slopes],
             weight_grads=weight * learner.item,
             scratch=forward,
             backward_scratch=backward + max(adding - weight * learner.item, 0),
         )
 
-    def _tile(self, learner: Learner) -> tuple[int, int]:
-        """Bytes of the tiles of logits, forward and backward."""
+    def _tile(self, learner: Learner, micro: Micro, trains: bool) -> tuple[int, int]:
+        """Bytes of the tiles of logits, forward and backward; as `accord.ops.logprobs` and `accord.ops.divergence` make them."""
         if not learner.logprobs:
             return 0, 0
-        vocabulary = learner.shape.vocabulary
-        rows = min(max(1, TILE_ELEMENTS // vocabulary), max(self.work.targets, 1))
-        full, half = rows * vocabulary * FLOAT, rows * vocabulary * learner.item if learner.item != FLOAT else 0
-        kind = self.recipe.algorithm.type
+        vocabulary, kind = learner.shape.vocabulary, self.recipe.algorithm.type
+        targets = max(micro.targets, 1)
+        rows = min(max(1, TILE_ELEMENTS // vocabulary), targets)
         if kind == "distill":
-            return 6 * full + half, 7 * full + half
-        forward = 3 if kind in ENTROPIES else 2
-        return forward * full + half, 4 * full + half
+            whole = rows * vocabulary
+            half = whole * learner.item if learner.item != FLOAT else 0
+            return 6 * whole * FLOAT + half, 7 * whole * FLOAT + half
+        at_once = BLOCK_ELEMENTS * THREADS if self.device.cpu else TILE_ELEMENTS
+        block = max(1, min(at_once // vocabulary, rows)) * vocabulary * FLOAT
+        tile = rows * vocabulary * learner.item
+        forward = tile + (4 if kind in ENTROPIES else 2) * block
+        if trains and self._at_once(learner):
+            return forward, targets * learner.shape.embedding * FLOAT if learner.item != FLOAT else 0
+        return forward, tile + (7 if kind in ENTROPIES else 5) * block
+
+    def _output_learns(self, learner: Learner) -> bool:
+        return learner.adapter is None and not (learner.shape.tied and learner.frozen_layers)
+
+    def _at_once(self, learner: Learner) -> bool:
+        """Whether the forward pass computes what backward needs of the tiles."""
+        algorithm = self.recipe.algorithm
+        return (
+            algorithm.type != "distill"
+            and not self._output_learns(learner)
+            and float(getattr(algorithm, "entropy_coef", 0.0)) == 0
+        )

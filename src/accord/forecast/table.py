@@ -76,7 +76,7 @@ def render(told: Forecast, changes: Sequence[Change], least: Change | None, cons
     for name, fact in told.facts.items():
         console.print(Text.assemble((f"  {name:<8}", "dim"), fact), soft_wrap=True)
     work = told.work
-    shape = f"{work.tokens:,} tokens at once, sequences of up to {work.longest:,}"
+    shape = f"{work.update.tokens:,} tokens at once, sequences of up to {work.longest:,}"
     shape += f"; {work.rows} rows of {work.columns:,} in the cache" if work.rows else ""
     console.print(Text.assemble(("  sizes   ", "dim"), shape), soft_wrap=True)
     console.print()
@@ -140,7 +140,7 @@ def as_json(told: Forecast, changes: Sequence[Change], least: Change | None) -> 
             phase: [{"role": t.role, "what": t.what, "bytes": t.bytes} for t in terms if t.bytes]
             for phase, terms in told.phases.items()
         },
-        "tokens": told.work.tokens,
+        "tokens": told.work.update.tokens,
         "longest": told.work.longest,
         "notes": list(told.notes),
         "changes": [
