@@ -64,9 +64,7 @@ def folder_of(tokenizer, tmp_path_factory):
     return get
 
 
-def predicted(
-    shape: Architecture, lora: LoraConfig | None, item: int, trains: bool = True, common: int = 0
-) -> Peak:
+def predicted(shape: Architecture, lora: LoraConfig | None, item: int, trains: bool = True, common: int = 0) -> Peak:
     """A policy's pass over `LENGTHS`, the second half of each sequence learnt, the first tokens in common; by hand."""
     adapter = learning_adapter(lora, shape) if lora else None
     others = len(LENGTHS) - 1

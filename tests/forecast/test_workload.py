@@ -78,7 +78,12 @@ def test_rollouts_have_rows_and_columns(tmp_path):
 @pytest.mark.parametrize(
     ("limit", "minibatches", "update", "count"),
     [
-        (1000, 1, Micro(4 * 220, 4 * 160, 4 * 3 * 100), 2),  # 8 prompts of 60, 4 answers of 40 behind each: four groups fit
+        (
+            1000,
+            1,
+            Micro(4 * 220, 4 * 160, 4 * 3 * 100),
+            2,
+        ),  # 8 prompts of 60, 4 answers of 40 behind each: four groups fit
         (150, 1, Micro(140, 80, 100), 16),  # a group does not fit: two answers behind a prompt do
         (1000, 2, Micro(1000, 400), 2),  # minibatches cut groups
     ],

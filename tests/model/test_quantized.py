@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
@@ -19,6 +21,7 @@ from accord.errors import ModelError
 from accord.model.export import save_policy
 from accord.model.forward import forward
 from accord.model.loading import load_weights
+from accord.model.lora import ThinForward, use_thin_layers
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
 from accord.rollout.native import NativeEngine
@@ -250,6 +253,40 @@ def test_gradients_after_a_rollout_are_those_of_the_dequantised_weights(
         for key, gradient in expected.items():
             assert gradient.abs().max() > 0, key
             assert torch.allclose(ours[name][key], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max())), key
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.1)])  # bfloat16's own noise: 0.06
+def test_lora_in_the_inputs_type_is_peft_s(
+    kind: str, dtype: str, tolerance: float, model_folder, batch: TokenBatch, shake
+) -> None:
+    found = []
+    for computes in ("auto", "float32"):
+        roles = roles_on(model_folder("opt"), kind, LoraConfig(r=4, alpha=8, dtype=computes), dtype)
+        roles.add_policy()
+        shake(roles.trainable("policy").values(), seed=5)
+        wrapped = [m for m in roles.model.modules() if isinstance(m, LoraLayer)]
+        assert wrapped and all(isinstance(m, ThinForward) == (computes == "auto") for m in wrapped)
+        found.append(gradients_of(roles, batch, "policy"))
+    ours, theirs = found
+    assert ours.keys() == theirs.keys() and ours
+    assert all(gradient.dtype == torch.float32 for gradient in ours.values())
+    whole, expected = (torch.cat([g.flatten() for g in found.values()]) for found in (ours, theirs))
+    assert float((whole - expected).norm()) <= tolerance * float(expected.norm())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lora_keeps_its_input_once_and_in_its_own_type(kind: str) -> None:
+    layer = layer_of(kind, (150, 64), torch.bfloat16)
+    model = nn.Sequential(layer)
+    setattr(model, quantized.FLAGS[kind], True)
+    config = PeftLoraConfig(r=4, target_modules=["0"])
+    use_thin_layers(config, model)
+    wrapped = get_peft_model(model, config).base_model.model[0]
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes) or t, lambda t: t):
+        y = wrapped(torch.randn(40, 64).bfloat16().requires_grad_())
+    assert y.dtype == torch.bfloat16 and sum(sizes) == 2 * (40 * 64 + 40 * 4 + 4 * (64 + 150))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -121,10 +121,8 @@ def server(*acts: Act, health: Act | None = None) -> Iterator[Scripted]:
                 script.headers.append({**self.headers, "path": self.path})
                 script.times.append(time.monotonic())
             self.count(1)
-            try:
+            with suppress(ConnectionError, ValueError):  # the client has gone, or the act has closed the connection
                 script.acts[min(number, len(script.acts) - 1)](self, body)
-            except (ConnectionError, ValueError):  # the client has gone, or the act has closed the connection
-                pass
 
     class Quiet(ThreadingHTTPServer):
         daemon_threads = True

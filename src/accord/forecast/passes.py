@@ -230,11 +230,11 @@ class Passes:
         return tape
 
     def _thin(self, learner: Learner, drops: bool) -> bool:
-        """Whether LoRA computes in the base's type: `adapter.dtype`; GPT-2's transposed layers keep peft's."""
+        """Whether LoRA computes in the base's type: `adapter.dtype`; GPT-2's transposed layers keep peft's, if not quantised."""
         config = self.recipe.adapter
         wanted = getattr(config, "method", "") == "lora" and getattr(config, "dtype", "float32") == "auto"
         acts = drops and float(getattr(config, "dropout", 0.0)) > 0
-        return wanted and not acts and not learner.quantized and learner.shape.family != "gpt2"
+        return wanted and not acts and (learner.quantized > 0 or learner.shape.family != "gpt2")
 
     def _head(self, learner: Learner, tape: Tape, hidden: Value, micro: Micro, learning: bool) -> None:
         """Log-probabilities of the targets in tiles, or a head's numbers."""

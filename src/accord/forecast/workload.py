@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from accord.config import Recipe, RolloutRecipe
@@ -91,9 +90,7 @@ def _rows(wanted: object, responses: int) -> int:
     return min(wanted if isinstance(wanted, int) else MOST, responses)
 
 
-def micro_batches(
-    sequences: int, prompt: int, new: int, unit: int, limit: int, group: int = 1
-) -> tuple[Micro, int]:
+def micro_batches(sequences: int, prompt: int, new: int, unit: int, limit: int, group: int = 1) -> tuple[Micro, int]:
     """The largest micro-batch, and how many there are.
 
     Sequences (or pairs) are put into bins and never cut, so of sequences that are all of the longest length a bin takes as many

@@ -18,15 +18,22 @@ from torch.nn import functional
 
 
 def use_thin_layers(config: LoraConfig, model: nn.Module) -> None:
-    """Let peft put `ThinLinear` where it would put its own layer; models with other kinds of linear layers keep peft's."""
-    if all(type(module) is nn.Linear for module in model.modules() if isinstance(module, nn.Linear)):
-        config._register_custom_module({nn.Linear: ThinLinear})
+    """Let peft put our layers where it would put its own: `ThinLinear`, and those of quantised bases. Models with other kinds of
+    linear layers keep peft's."""
+    kinds = {type(module) for module in model.modules() if isinstance(module, nn.Linear)}
+    layers: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: ThinLinear}
+    if any(getattr(kind, "quantized", False) for kind in kinds):  # bitsandbytes is loaded only where it is used
+        from accord.model.quantized_lora import THIN_LAYERS
+
+        layers = {**THIN_LAYERS, **layers}  # peft takes the first that fits, and a quantised layer is a linear one, too
+    if kinds <= set(layers):
+        config._register_custom_module(layers)
 
 
-class ThinLinear(PeftLinear):
-    """peft's layer, with a forward pass of its own where nothing but one plain adapter is asked for."""
+class ThinForward:
+    """A forward pass for peft's layers where nothing but one plain adapter is asked for."""
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """W x + b + (alpha / r) B A x.
 
         Args:
@@ -35,36 +42,49 @@ class ThinLinear(PeftLinear):
         """
         name = None if args or kwargs else self._plain(x)
         if name is None:
-            result: Tensor = super().forward(x, *args, **kwargs)
+            result: Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]
             return result
-        base: Any = self.get_base_layer()
+        base = self.get_base_layer()
+        layer, weight, bias = (base, None, None) if _is_quantized(base) else (None, base.weight, base.bias)
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        return _Thin.apply(x, base.weight, base.bias, a, b, self.scaling[name])  # type: ignore[no-untyped-call, no-any-return]
+        return _Thin.apply(x, layer, weight, bias, a, b, self.scaling[name])  # type: ignore[no-untyped-call, no-any-return]
 
-    def _plain(self, x: Tensor) -> str | None:
+    def _plain(self: Any, x: Tensor) -> str | None:
         """The name of the active adapter, if it is one and needs no more than two products."""
         active = [name for name in self.active_adapters if name in self.lora_A]
         if self.disable_adapters or self.merged or len(active) != 1 or active[0] in self.lora_variant:
             return None
-        name = active[0]
-        base: Any = self.get_base_layer()
+        name: str = active[0]
+        base = self.get_base_layer()
         dropout = self.lora_dropout[name]
         drops = self.training and isinstance(dropout, nn.Dropout) and dropout.p > 0
-        other = self.lora_B[name].bias is not None or base.weight.requires_grad or x.dtype != base.weight.dtype
-        return None if drops or other or torch.is_autocast_enabled(x.device.type) else name
+        fits = _is_quantized(base) or (x.dtype == base.weight.dtype and not base.weight.requires_grad)
+        other = drops or not fits or self.lora_B[name].bias is not None
+        return None if other or torch.is_autocast_enabled(x.device.type) else name
+
+
+class ThinLinear(ThinForward, PeftLinear):
+    """Over `torch.nn.Linear`."""
+
+
+def _is_quantized(layer: nn.Module) -> bool:
+    return getattr(layer, "quantized", False)
 
 
 class _Thin(torch.autograd.Function):
-    """y = x W^T + b + s (x A^T) B^T, with W and b frozen."""
+    """y = x W^T + b + s (x A^T) B^T, with W and b frozen: a plain weight and bias, or a quantised layer."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, layer: Any, weight: Tensor | None, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+    ) -> Tensor:
         x_TI = x.reshape(-1, x.shape[-1])
         a_RI, b_OR = a.to(x.dtype), (b * scale).to(x.dtype)
         low_TR = x_TI @ a_RI.T
-        y_TO = functional.linear(x_TI, weight, bias).addmm_(low_TR, b_OR.T)
+        y_TO = functional.linear(x_TI, weight, bias) if weight is not None else layer.product(x_TI)
+        y_TO.addmm_(low_TR, b_OR.T)
         ctx.save_for_backward(x_TI, weight, a_RI, b_OR, low_TR)
-        ctx.scale, ctx.shape, ctx.types = scale, x.shape, (a.dtype, b.dtype)
+        ctx.layer, ctx.scale, ctx.shape, ctx.types = layer, scale, x.shape, (a.dtype, b.dtype)
         return y_TO.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -72,9 +92,12 @@ class _Thin(torch.autograd.Function):
         x_TI, weight, a_RI, b_OR, low_TR = ctx.saved_tensors
         grad_TO = gradients[0].reshape(len(x_TI), -1)
         low_grad_TR = grad_TO @ b_OR
-        needs_x, _, _, needs_a, needs_b, _ = ctx.needs_input_grad
+        needs_x, _, _, _, needs_a, needs_b, _ = ctx.needs_input_grad
         grad_a = (low_grad_TR.T @ x_TI).to(ctx.types[0]) if needs_a else None
         # The wide matrix goes second: oneDNN would reorder it otherwise.
         grad_b = (low_TR.T @ grad_TO).T.contiguous().to(ctx.types[1]).mul_(ctx.scale) if needs_b else None
-        grad_x = (grad_TO @ weight).addmm_(low_grad_TR, a_RI).view(ctx.shape) if needs_x else None
-        return grad_x, None, None, grad_a, grad_b, None
+        grad_x = None
+        if needs_x:
+            grad_TI = grad_TO @ weight if weight is not None else ctx.layer.input_gradient(grad_TO)
+            grad_x = grad_TI.addmm_(low_grad_TR, a_RI).view(ctx.shape)
+        return grad_x, None, None, None, grad_a, grad_b, None

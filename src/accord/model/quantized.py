@@ -47,39 +47,64 @@ BLOCK, NESTED_BLOCK = 64, 256
 
 
 class _Product(torch.autograd.Function):
-    """x W^T of a quantised layer, tile by tile; keeps neither x nor a full-precision W for backward."""
+    """x W^T + b of a quantised layer; keeps neither x nor a full-precision W for backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: Int8Linear | NF4Linear) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: _Quantized) -> Tensor:
         ctx.layer = layer
-        flat = x.reshape(-1, x.shape[-1])
-        y = flat.new_empty(len(flat), layer.out_features)
-        for rows, weight in layer.tiles(x.dtype):
-            y[:, rows] = flat @ weight.T
-            del weight
-        scale = layer.scale
-        return (y if scale is None else y.mul_(scale)).reshape(*x.shape[:-1], layer.out_features)
+        return layer.product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None]:
         if not ctx.needs_input_grad[0]:
             return None, None
-        grad, layer = gradients[0], ctx.layer
-        flat = grad.reshape(-1, grad.shape[-1])
-        scaled = flat if layer.scale is None else (flat * layer.scale).to(grad.dtype)
-        total = flat.new_zeros(len(flat), layer.in_features, dtype=torch.float32)
-        for rows, weight in layer.tiles(grad.dtype):
+        grad = gradients[0]
+        return ctx.layer.input_gradient(grad.reshape(-1, grad.shape[-1])).view(*grad.shape[:-1], -1), None
+
+
+class _Quantized(nn.Module):
+    """What both kinds of layers compute, tile by tile of the weight."""
+
+    quantized = True
+    in_features: int
+    out_features: int
+    bias: Any
+
+    @property
+    def scale(self) -> Tensor | None:
+        """Factor of each output, float32 [out], where the tiles lack it."""
+        return None
+
+    def tiles(self, dtype: torch.dtype, elements: int = TILE) -> Iterator[tuple[slice, Tensor]]:
+        """The weight in a float type, some rows at a time."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] of any float type -> [..., out] in the same."""
+        y: Tensor = _Product.apply(x, self)  # type: ignore[no-untyped-call]
+        return y
+
+    def product(self, x_TI: Tensor) -> Tensor:
+        """x W^T + b in the type of x, [T, out]. No gradient."""
+        y_TO = x_TI.new_empty(len(x_TI), self.out_features)
+        for rows, weight in self.tiles(x_TI.dtype):
+            y_TO[:, rows] = x_TI @ weight.T
+            del weight
+        scale = self.scale
+        y_TO = y_TO if scale is None else y_TO.mul_(scale)
+        return y_TO if self.bias is None else y_TO.add_(self.bias)
+
+    def input_gradient(self, grad_TO: Tensor) -> Tensor:
+        """The gradient of x from that of the product, [T, in], in its type; added up in float32."""
+        scaled = grad_TO if self.scale is None else (grad_TO * self.scale).to(grad_TO.dtype)
+        total = grad_TO.new_zeros(len(grad_TO), self.in_features, dtype=torch.float32)
+        for rows, weight in self.tiles(grad_TO.dtype):
             total += scaled[:, rows] @ weight
             del weight
-        return total.to(grad.dtype).reshape(*grad.shape[:-1], layer.in_features), None
+        return total.to(grad_TO.dtype)
 
 
-def _forward(layer: Int8Linear | NF4Linear, x: Tensor) -> Tensor:
-    y: Tensor = _Product.apply(x, layer)  # type: ignore[no-untyped-call]
-    return y if layer.bias is None else y + layer.bias.to(y.dtype)
-
-
-class Int8Linear(bnb.nn.Linear8bitLt):
+class Int8Linear(_Quantized, bnb.nn.Linear8bitLt):
     """A linear layer whose weight is stored in int8, one scale a row; input and output keep their type.
 
     y = (x C^T) · s + b, where C are the codes and s = absmax / 127 belongs to a row of C. Codes are whole numbers up to 127,
@@ -126,12 +151,8 @@ class Int8Linear(bnb.nn.Linear8bitLt):
             tile = buffer[: rows.stop - rows.start]
             yield rows, tile.copy_(codes[rows])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] of any float type -> [..., out] in the same."""
-        return _forward(self, x)
 
-
-class NF4Linear(bnb.nn.Linear4bit):
+class NF4Linear(_Quantized, bnb.nn.Linear4bit):
     """A linear layer whose weight is stored as 4-bit NormalFloat with double quantisation; it computes in the input's type.
 
     It does not go through bitsandbytes' own products. On CPUs with avx512_bf16 these repack the weights for inference at the
@@ -141,8 +162,6 @@ class NF4Linear(bnb.nn.Linear4bit):
     """
 
     weight: Any
-    scale: None = None
-    """Tiles are whole weights, see `Int8Linear.scale`."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, device: Any = None) -> None:
         super().__init__(in_features, out_features, bias, compress_statistics=True, quant_type="nf4", device=device)
@@ -183,10 +202,6 @@ class NF4Linear(bnb.nn.Linear4bit):
             )
             yield rows, flat.reshape(-1, width)
             del flat
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] of any float type -> [..., out] in the same."""
-        return _forward(self, x)
 
 
 LAYERS: dict[str, type[Int8Linear] | type[NF4Linear]] = {"int8": Int8Linear, "nf4": NF4Linear}
