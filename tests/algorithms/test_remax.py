@@ -86,6 +86,15 @@ def test_importance_weights_reach_the_loss():
     torch.testing.assert_close(weighed, plain * torch.tensor([1, 1, 1, 0.3678794, 1, 1]))
 
 
+def test_a_kl_in_the_loss_weighs_a_response_as_its_score_does():
+    """0.5 d^2 (k2) of each token, added up and divided by responses: not by tokens, of which the surrogate is a sum."""
+    alone = ReMaxConfig(kl=KLConfig(coef=0.2, target=None, use="loss", estimator="k2"))
+    items = [beside(HAND[0], HAND[0].score), beside(HAND[1], HAND[1].score)]  # no advantage
+    batch, _ = ReMax(alone).prepare(items, hand_scorer())
+    difference_T = (torch.tensor(OLD) - batch.ref_logprobs_T) * batch.target_mask_T
+    close(gradient(ReMax(alone), items), (0.2 * difference_T / 2).tolist())
+
+
 def test_without_a_greedy_response_it_says_so():
     with pytest.raises(ValueError, match="rollout 0 has no greedy response beside it"):
         ReMax(ReMaxConfig()).prepare(HAND, hand_scorer())

@@ -84,6 +84,10 @@ def test_one_reward_may_stand_without_its_list(least, reward):
             "3 responses (train.batch_size) cannot be cut into 4 minibatches (algorithm.minibatches)",
         ),
         (
+            {"rollout": {"samples": 4, "dynamic_sampling": 2}},
+            "drops groups whose responses all have one score, and ppo as it is set here learns from such groups, too",
+        ),
+        (
             {"data": {"max_tokens": 128}},
             "data.max_tokens (128) leaves no room for a prompt beside rollout.max_new_tokens (128)",
         ),
@@ -109,5 +113,7 @@ def test_prompt_limit(least):
 
 
 def test_warnings_are_those_of_the_sampling(least):
+    late = {"algorithm": {"value_warmup": 7}, "train": {"iterations": 7}}
+    assert "the value function alone will learn" in build(PPORecipe, least, late).warnings()[0]
     assert build(SFTRecipe, least).warnings() == build(PPORecipe, least).warnings() == []
     assert len(build(PPORecipe, least, {"rollout": {"top_p": 0.9}}).warnings()) == 1

@@ -23,6 +23,24 @@ def test_scores_are_cut_into_quantiles():
     assert made.label_of(-99.0) == "low" and made.label_of(99.0) == "high"
 
 
+@pytest.mark.parametrize(
+    ("labels", "scores", "sizes"),
+    [
+        (
+            ("bad", "good"),
+            [0.0] * 6 + [1.0] * 3 + [5.0],
+            [6, 4],
+        ),  # the median is the least: still the worst half is bad
+        (("bad", "good"), [0.0] + [1.0] * 3 + [5.0] * 6, [4, 6]),
+        (("bad", "fine", "good"), [0.0] * 80 + [float(n) for n in range(1, 21)], [80, 1, 19]),
+        (("bad", "fine", "good"), [0.0, 0.0, 1.0, 1.0, 1.0, 2.0, 3.0], [2, 3, 2]),
+    ],
+)
+def test_equal_scores_stay_together_and_no_label_is_empty(labels, scores, sizes):
+    made = fit_conditioning("{label} {prompt}", labels, scores)
+    assert [sum(made.label_of(score) == label for score in scores) for label in labels] == sizes
+
+
 def test_as_many_scores_as_labels_get_one_each_however_many_rows_have_them():
     made = fit_conditioning("{label} {prompt}", ("bad", "good"), [1.0] * 9 + [0.0])
     assert made.edges == (0.5,) and made.label_of(1.0) == "good" and made.label_of(0.0) == "bad"

@@ -139,6 +139,13 @@ def test_error_is_clipped_at_a_fifth_on_both_sides(value, factor):
     assert controller.coef == pytest.approx(factor, rel=1e-12)
 
 
+@pytest.mark.parametrize(("samples", "factor"), [(400, 0.2), (500, 0.2), (10**9, 0.2), (399, 0.202)])
+def test_the_weight_never_falls_below_0(samples, factor):
+    controller = AdaptiveKLController(1.0, target=6.0, horizon=100)
+    controller.update(0.0, samples)
+    assert controller.coef == pytest.approx(factor, rel=1e-12)
+
+
 def test_fixed_controller_stays():
     controller = FixedKLController(0.05)
     controller.update(1e9, 10**9)

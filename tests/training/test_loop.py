@@ -40,6 +40,18 @@ def test_average_of_steps():
     }
 
 
+def test_steps_without_anything_to_learn_count_and_measure_nothing():
+    full = {"sft/loss": 4.0, "tokens/trained": 10.0, "optim/steps_taken": 1.0, "optim/learning_rate": 0.2}
+    empty = {"sft/loss": 0.0, "tokens/trained": 0.0, "ppo/steps_skipped": 1.0, "optim/learning_rate": 0.1}
+    assert average([full, empty, full, empty]) == {
+        "sft/loss": 4.0,
+        "tokens/trained": 20.0,
+        "optim/steps_taken": 2.0,
+        "ppo/steps_skipped": 2.0,
+        "optim/learning_rate": 0.2,
+    }
+
+
 def test_average_of_no_steps():
     assert average([]) == {}
 

@@ -120,6 +120,16 @@ def test_metrics_of_collecting():
     }
 
 
+def test_greedy_responses_were_sampled_too():
+    """Two samples of two tokens and one greedy response of five to each of two prompts, in two seconds."""
+    beside = [rollout(n, 5, score=0.0, group=n) for n in range(2)]
+    made = [dataclasses.replace(rollout(n, 2, score=0.0, group=n), greedy=beside[n]) for n in (0, 0, 1, 1)]
+    collector = Collector()
+    collector.collect = lambda *_: Collection(made, 2.0, 0.5)
+    _, metrics = Rollouts(Stream(PROMPTS, 2, 0), collector, Ranks()).collect(5, Console("ppo", 1, quiet=True))
+    assert metrics["sampling/tokens_per_second"] == (4 * 2 + 2 * 5) / 2
+
+
 def test_lag_is_the_mean_over_what_was_sampled():
     rollouts = [dataclasses.replace(rollout(0, 2), version=version) for version in (4, 4, 1, -1)]
     assert lag_metric(rollouts, 4) == {"sampling/lag": 1.0}

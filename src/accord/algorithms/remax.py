@@ -73,7 +73,7 @@ class ReMax(FromRollouts):
             clip_high=self.config.clip,
         )
         metrics["objective/entropy"] = outputs.entropies_T.detach().sum() / denominators.tokens
-        kl = self.kl_term(outputs, batch, denominators)
+        kl = self.kl_term(outputs, batch, denominators, weights_T)
         return (loss, metrics) if kl is None else (loss + kl[0], metrics | kl[1])
 
 

@@ -58,5 +58,6 @@ class RLOO(FromRollouts):
         )
         metrics |= approximate_kl(log_ratios_T=log_ratios_T, mask_T=batch.target_mask_T, tokens=denominators.tokens)
         metrics["objective/entropy"] = outputs.entropies_T.detach().sum() / denominators.tokens
-        kl = self.kl_term(outputs, batch, denominators)
+        weights_T = batch.target_mask_T.float() / denominators.sequences  # of whole responses, as the score is
+        kl = self.kl_term(outputs, batch, denominators, weights_T)
         return (loss, metrics) if kl is None else (loss + kl[0], metrics | kl[1])

@@ -86,6 +86,11 @@ class RolloutAlgorithm(AlgorithmConfig):
         return False
 
     @property
+    def compares_responses(self) -> bool:
+        """Whether a group whose responses all have one score teaches nothing."""
+        return self.one_of_a_group
+
+    @property
     def compares_each_source(self) -> bool:
         """Whether responses are compared by what each reward source says, instead of by the sum."""
         return False

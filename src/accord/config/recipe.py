@@ -169,6 +169,11 @@ class RolloutRecipe(Recipe):
                 "rollout.dynamic_sampling drops groups whose responses all have one score, and rollout.samples: 1 makes every "
                 "group such a one; use samples of 2 or more"
             )
+        if self.rollout.dynamic_sampling and not self.algorithm.compares_responses:
+            raise ValueError(
+                f"rollout.dynamic_sampling drops groups whose responses all have one score, and {self.algorithm.type} as it is "
+                "set here learns from such groups, too; leave it out"
+            )
         if self.rollout.merge_adapter is True and not _merges(self.adapter):
             raise ValueError(
                 "rollout.merge_adapter: true folds a LoRA adapter into the base while sampling, and needs adapter.method lora "

@@ -55,7 +55,7 @@ class RolloutConfig(Section):
     dynamic_sampling: int = Field(0, ge=0)
     """Groups whose responses all have one score teach nothing: they are dropped, and other prompts sampled in their place, in up
     to this many further rounds (DAPO, arXiv:2503.14476, section 3.2; verl's recipe: 10). What is missing then is filled up with
-    dropped groups. 0: no group is dropped."""
+    dropped groups. 0: no group is dropped. Only for what compares the responses to one prompt."""
     max_sequences: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Sequences decoded together. auto: as many as a quarter of the device's memory holds, at most 256, where throughput becomes
     flat."""

@@ -131,8 +131,20 @@ def fit_conditioning(template: str, labels: Sequence[str], values: Sequence[Valu
     if len(distinct) == len(labels):
         edges = [(low + high) / 2 for low, high in pairwise(distinct)]
     else:
-        edges = [scores[len(scores) * n // len(labels)] for n in range(1, len(labels))]
+        edges = _quantiles(scores, len(labels))
     return Conditioning(template, tuple(labels), tuple(edges))
+
+
+def _quantiles(scores: Sequence[float], parts: int) -> list[float]:
+    """Where parts of sorted scores begin, as even as can be had: equal scores stay together, and no part is empty."""
+    places = [n for n in range(1, len(scores)) if scores[n - 1] < scores[n]]
+    edges, first = [], 0
+    for part in range(1, parts):
+        wanted, last = len(scores) * part // parts, len(places) - (parts - 1 - part)
+        chosen = min(range(first, last), key=lambda n: abs(places[n] - wanted))
+        edges.append(scores[places[chosen]])
+        first = chosen + 1
+    return edges
 
 
 def as_examples(loaded: Loaded, column: str | None) -> tuple[Loaded, list[Value]]:

@@ -64,7 +64,11 @@ class AdaptiveKLController(FixedKLController):
     """Proportional control of the weight (Ziegler et al. 2019, arXiv:1909.08593, section 2.2).
 
     error = clip(KL / target - 1, -0.2, 0.2); coef <- coef * (1 + error * samples / horizon)
+
+    More than `MOST` horizons of samples count as so many: from five on the weight could fall below 0, which rewards divergence.
     """
+
+    MOST = 4
 
     def __init__(self, coef: float, target: float, horizon: float) -> None:
         super().__init__(coef)
@@ -74,4 +78,4 @@ class AdaptiveKLController(FixedKLController):
     def update(self, kl: float, samples: int) -> None:
         """React to the mean KL (nats a response) over so many sampled responses."""
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
-        self.coef *= 1.0 + error * samples / self.horizon
+        self.coef *= 1.0 + error * min(samples / self.horizon, self.MOST)

@@ -58,6 +58,11 @@ class Collection:
     drafts: tuple[int, int] | None = None
     """Tokens of drafts, and how many of them were right; only of an engine that decodes speculatively."""
 
+    def sampled(self) -> list[Rollout]:
+        """All responses that the engine made: each greedy one, too, once for its group."""
+        greedy = {rollout.group: rollout.greedy for rollout in self.rollouts if rollout.greedy is not None}
+        return [*self.rollouts, *greedy.values()]
+
 
 class Collector:
     """Samples `samples` responses to each prompt and scores them.

@@ -103,7 +103,7 @@ class Learner:
                 tokens += text.tokens
             computed = computed or through  # of the first role, as `tokens` counts each once for all roles
             metrics = _added(_added(metrics, sums), self._backward_penalty(update))
-            metrics |= self._reduce_and_clip(update, first=number == 0)
+            metrics |= self._reduce_and_clip(update, beside=number > 0 or update.role == "critic")
         self.roles.train_mode(False)
         self._check_finite(metrics)
         metrics["tokens/trained"] = float(denominators.tokens - denominators.idle_tokens)
@@ -173,14 +173,14 @@ class Learner:
             shares = self.roles.adapters.backward_penalty(role.adapter, self.ranks.size)
         return {name: float(self.ranks.sum(share)) for name, share in shares.items()}
 
-    def _reduce_and_clip(self, update: RoleUpdate, first: bool) -> Metrics:
+    def _reduce_and_clip(self, update: RoleUpdate, beside: bool) -> Metrics:
         """Add gradients over ranks, and limit their norm, for each role by itself: a wild critic must not slow the policy."""
         prefix = f"{update.role}."
         weights = [weight for name, weight in self.weights.items() if name.startswith(prefix)]
         self.ranks.sum_gradients(weights)
         limit = self.config.max_grad_norm if self.config.max_grad_norm is not None else torch.inf
         norm = nn.utils.clip_grad_norm_(weights, limit)
-        return {"optim/grad_norm" if first else f"optim/grad_norm_{update.role}": float(norm)}
+        return {f"optim/grad_norm_{update.role}" if beside else "optim/grad_norm": float(norm)}
 
     def _rates(self) -> Metrics:
         """The step's learning rates: the recipe's, and those of what learns at another."""

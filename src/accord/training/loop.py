@@ -241,13 +241,17 @@ SUMMED = ("tokens/trained", "tokens/computed", "optim/steps_taken", "ppo/steps_s
 
 def average(steps: Sequence[Metrics]) -> Metrics:
     """One row from the metrics of an iteration's steps: the mean over the steps that have it; counts are summed, `_max` is
-    the greatest, and learning rates are those of the last step."""
+    the greatest, and learning rates are those of the last step. A step that had nothing to learn from measured nothing: its
+    sums are 0, and only its counts are taken."""
     row: Metrics = {}
     for name in sorted({name for step in steps for name in step}):
-        values = [step[name] for step in steps if name in step]
         if name in SUMMED:
-            row[name] = sum(values)
-        elif name.endswith("_max"):
+            row[name] = sum(step.get(name, 0.0) for step in steps)
+            continue
+        values = [step[name] for step in steps if name in step and step.get("tokens/trained") != 0]
+        if not values:
+            continue
+        if name.endswith("_max"):
             row[name] = max(values)
         elif name.startswith("optim/learning_rate"):
             row[name] = values[-1]

@@ -203,8 +203,8 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
           "Share of the responses to which one reward source does not apply; logged when there is one.",
           "As many as the data lets expect.", "More: a column is missing in rows, or a judge's replies have no mark."),
         M("env/reward_count/<source>/<event>",
-          "How many responses of the iteration met with an event that one reward source counts: code that "
-          "failed, crashed, or ran out of time, replies without a mark, requests repeated, texts cut.",
+          "How many responses of the iteration (ReMax: greedy ones, too) met with an event that one reward source counts: code "
+          "that failed, crashed, or ran out of time, replies without a mark, requests repeated, texts cut.",
           "Falls, or stays at 0.", "Many timeouts or repeated requests: raise the source's limits, or look at its server.",
           unit="responses"),
         M("ppo/mean_scores", "Mean score as the algorithm sees it: after penalty, scale, normalisation and clipping.",
@@ -257,7 +257,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
         M("grpo/equal_groups", "Share of the responses whose whole group has one score, so that they teach nothing.",
           "Below 0.5.", "Near 1: prompts are too easy or too hard, or the score is too coarse. Raise `rollout.samples`."),
         M("ppo/steps_skipped", "Updates left out because the mean ratio passed `algorithm.ratio_guard`, or because nothing was "
-          "kept (rejection) or ended (GRPO's `mask_truncated`).",
+          "kept (rejection), different (online DPO) or ended (GRPO's `mask_truncated`).",
           "0.", "Above 0: steps are far too large; lower the learning rate.", unit="steps", high=0.0),
         M("ptx/loss", "Negative log-likelihood per token of the text learnt beside the rewards (`ptx`), before its weight.",
           "Stays where fine-tuning left it.", "Rises: the policy forgets; raise `ptx.coef`.", unit="nats/token"),

@@ -79,7 +79,7 @@ class Rollouts:
         parts = [self._sample(numbered, iteration, console)]
         rollouts, counts = self._refill(parts, iteration, console) if self.rounds else (parts[0].rollouts, {})
         seconds = sum(part.rollout_seconds for part in parts)
-        tokens = sum(len(rollout.response_ids) for part in parts for rollout in part.rollouts)
+        tokens = sum(len(one.response_ids) for part in parts for one in part.sampled())
         metrics = {
             "time/rollout": seconds,
             "time/reward": sum(part.reward_seconds for part in parts),

@@ -42,6 +42,11 @@ class GRPOConfig(PolicyGradient):
     term included, nor to what it is divided by. Their group is still compared with them."""
 
     @property
+    def compares_responses(self) -> bool:
+        """With their group."""
+        return True
+
+    @property
     def compares_each_source(self) -> bool:
         """With `normalize_each`."""
         return self.normalize_each

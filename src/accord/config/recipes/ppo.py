@@ -51,6 +51,16 @@ class PPORecipe(RolloutRecipe):
     critic: CriticConfig = CriticConfig()
     algorithm: PPOConfig = PPOConfig()
 
+    def warnings(self) -> list[str]:
+        """Those of the sampling, and a policy that never learns."""
+        found = super().warnings()
+        if self.algorithm.value_warmup >= self.train.iterations:
+            found.append(
+                f"algorithm.value_warmup ({self.algorithm.value_warmup}) is no less than train.iterations "
+                f"({self.train.iterations}): the value function alone will learn, and the policy never"
+            )
+        return found
+
     @model_validator(mode="before")
     @classmethod
     def _resolve_critic(cls, value: Any) -> Any:

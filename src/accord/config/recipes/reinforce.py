@@ -22,6 +22,11 @@ class ReinforceConfig(PolicyGradient):
     baseline: bool = False
     """Subtract the mean score of the prompt's responses first (REINFORCE++ with baseline; needs `rollout.samples` >= 2)."""
 
+    @property
+    def compares_responses(self) -> bool:
+        """With a baseline, which is their group's."""
+        return self.baseline
+
 
 class ReinforceRecipe(RolloutRecipe):
     """`accord reinforce`: REINFORCE++, PPO's loss with whitened returns and no critic."""

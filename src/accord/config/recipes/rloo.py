@@ -20,6 +20,11 @@ class RLOOConfig(PolicyGradient):
     correction_level: Literal["sequence"] = "sequence"
     """A whole response is one action, so it has one weight."""
 
+    @property
+    def compares_responses(self) -> bool:
+        """With the others' mean."""
+        return True
+
 
 class RLOORecipe(RolloutRecipe):
     """`accord rloo`: several responses to each prompt; each is judged by the others' mean."""
