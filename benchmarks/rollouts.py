@@ -126,7 +126,7 @@ def step_of_engine(engine: NativeEngine, requests: list[Request], clock: Callabl
 def whole(
     roles: Roles, plain: PreTrainedModel, prompts: list[tuple[int, ...]], clock: Callable[[], float]
 ) -> dict[str, float]:
-    """Tokens a second of whole responses, the prompts' computation included, `SAMPLES` to each of 8 prompts: in 16 rows, and in as
+    """Tokens a second of whole responses, prompts included, `SAMPLES` to each of 8 prompts: in 16 rows, and in as
     many as each can take, which the engine chooses itself."""
     rows, tokenizer = 16, roles.tokenizer
     prompts = sorted(prompts, key=len)[:8]
