@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from accord.config import CodeConfig
 from accord.errors import RewardError
 from accord.rewards import CodeReward, code
-from accord.rewards.code import Outcome, extract, isolation, run
+from accord.rewards.code import Outcome, clock_seconds, extract, isolation, run
 from accord.types import Rollout
 
 
@@ -21,7 +20,8 @@ def said(response: str, prompt: str = "p", **columns: object) -> Rollout:
 
 def outcome(source: str, *tests: str, timeout: float = 5.0, memory_mb: int = 256) -> Outcome:
     limits = {"timeout": timeout, "memory_mb": memory_mb, "file_mb": 1}
-    return run({"before": "", "code": source, "joined": False, "tests": list(tests) or ["pass"], **limits}, timeout)
+    job = {"before": "", "code": source, "joined": False, "tests": list(tests) or ["pass"], **limits}
+    return run(job, clock_seconds(timeout))
 
 
 ADD = "def add(a, b):\n    return a + b"
@@ -131,14 +131,39 @@ def test_output_goes_nowhere_and_holds_nothing_up():
     )
 
 
-@pytest.mark.parametrize("source", ["while True: pass", "import time; time.sleep(60)", "x = 10 ** 10 ** 10"])
-def test_code_that_takes_too_long_is_killed_and_counted(source):
-    started = time.monotonic()
-    result = outcome(source, timeout=1.0)
-    assert (result.kind, result.passed) == ("timeout", 0) and time.monotonic() - started < 10
-    rewards = CodeReward(CodeConfig(tests="test", timeout=1.0), "code")
+TOO_LONG = {
+    "python": ("while True: pass", r"more than 0\.25 s of CPU time"),
+    "c": ("x = 10 ** 10 ** 10", r"more than 0\.25 s of CPU time"),
+    "deaf": (
+        "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass",
+        r"more than 0\.25 s of CPU time",
+    ),
+    "sleep": ("import time; time.sleep(60)", r"longer than 3 s on the clock"),
+}
+
+
+@pytest.mark.parametrize("case", TOO_LONG)
+def test_code_that_takes_too_long_is_killed_and_counted(case, monkeypatch):
+    source, why = TOO_LONG[case]
+    if case != "sleep":  # so that a busy machine cannot make the clock the first
+        monkeypatch.setattr(code, "CLOCK_MORE", 60.0)
+    result = outcome(source, timeout=0.25)
+    assert (result.kind, result.passed) == ("timeout", 0) and re.search(why, result.error), result.error
+    rewards = CodeReward(CodeConfig(tests="test", timeout=0.25), "code")
     assert rewards.score([said(source, test="pass"), said("x = 1", test="pass")]) == [0.0, 1.0]
     assert rewards.take_counts() == {"failed": 0, "crashed": 0, "timeout": 1}
+
+
+def test_what_a_busy_machine_takes_away_is_not_the_code_s_time():
+    """Half a second of CPU time in more than a second on the clock."""
+    slow = "import time\nend = time.monotonic() + 1.2\nwhile time.monotonic() < end: time.sleep(0.01)\nx = 1"
+    assert outcome(slow, "assert x == 1", timeout=1.0).kind == "passed"
+
+
+def test_a_kill_before_the_time_is_used_up_is_a_crash(monkeypatch):
+    """As by the kernel where memory is short."""
+    monkeypatch.setattr(code, "NEARLY", 100.0)
+    assert outcome("while True: pass", timeout=1.0).kind == "crashed"
 
 
 def test_an_early_end_is_no_success():
@@ -187,7 +212,8 @@ def test_it_also_runs_where_there_is_no_unshare(monkeypatch):
         isolation.cache_clear()
 
 
-def test_workers_are_bounded(monkeypatch):
+@pytest.mark.parametrize("workers", [2, None])
+def test_workers_are_bounded(workers, monkeypatch):
     import threading
 
     busy, most, lock, real = 0, 0, threading.Lock(), code.run
@@ -203,7 +229,8 @@ def test_workers_are_bounded(monkeypatch):
             with lock:
                 busy -= 1
 
-    source = CodeReward(CodeConfig(tests="test", workers=2), "code")
+    monkeypatch.setattr(code, "default_workers", lambda: 2)
+    source = CodeReward(CodeConfig(tests="test", workers=workers), "code")
     monkeypatch.setattr(code, "run", counted)
     assert source.score([said("x = 1", test="pass")] * 6) == [1.0] * 6
     assert most == 2

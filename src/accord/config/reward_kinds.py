@@ -95,7 +95,8 @@ class VerifierConfig(Kind):
     answer: str = "answer"
     """Column with the right answer, or with a solution that ends in it."""
     timeout: float = Field(10.0, gt=0)
-    """Seconds that one response may take; a response that takes longer scores 0 and is counted."""
+    """Seconds of CPU time that one response may take, so that a busy machine makes no answer wrong; on the clock it may be four
+    times as many. A response that takes longer scores 0 and is counted."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -196,13 +197,15 @@ class CodeConfig(Kind):
     all_or_nothing: bool = False
     """1 if all tests pass, else 0."""
     timeout: float = Field(10.0, gt=0)
-    """Seconds that the code of one response may take; a response that takes longer scores 0 and is counted."""
+    """Seconds of CPU time that the code of one response may take, rounded up to whole ones, so that a busy machine makes no code
+    wrong; on the clock it may be four times as many. A response that takes longer scores 0 and is counted."""
     memory_mb: int = Field(512, ge=64)
     """Address space of the process, MiB."""
     file_mb: int = Field(1, ge=1)
     """Largest file that it may write, MiB."""
     workers: int | None = Field(None, ge=1)
-    """Responses that run at the same time; by default as many as there are processors."""
+    """Responses that run at the same time; by default as many as there are processors for this process: those that it may run on,
+    within the container's quota, shared among the ranks of the machine."""
 
     @field_validator("after")
     @classmethod

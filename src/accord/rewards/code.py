@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 import re
 import secrets
@@ -23,11 +24,16 @@ from typing import IO, Any, Literal
 
 from accord.config import CodeConfig
 from accord.errors import RewardError
+from accord.model.threads import default_workers
 from accord.rewards.protocol import Counts, checked_scores, describe
 from accord.types import Rollout
 
 START_SECONDS = 60.0
 """How long the process may take to start, on a busy machine, before the fault is ours."""
+CLOCK, CLOCK_MORE = 4.0, 2.0
+"""On the clock the code may take this many times its CPU seconds, and a few more: it may sleep, and the machine may be busy."""
+NEARLY = 0.8
+"""The share of its CPU seconds after which a process that was killed has used them up: the kernel's two counts differ."""
 REPORT_BYTES = 2**20
 FENCE = re.compile(r"```[ \t]*(\w*)[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 """A block of code in a response; the last may lack its end."""
@@ -70,7 +76,7 @@ class CodeReward:
     def score(self, rollouts: Sequence[Rollout]) -> list[float | None]:
         """One score for each rollout; see `RewardSource.score`."""
         jobs = [self._job(index, rollout) for index, rollout in enumerate(rollouts)]
-        with ThreadPoolExecutor(self.config.workers or os.cpu_count()) as pool:
+        with ThreadPoolExecutor(self.config.workers or default_workers()) as pool:
             outcomes = list(pool.map(lambda job: None if job is None else self._run(job), jobs))
         return checked_scores(self.label, [self._value(outcome) for outcome in outcomes], rollouts)
 
@@ -114,7 +120,7 @@ class CodeReward:
     def _run(self, job: dict[str, Any]) -> Outcome:
         limits = {"timeout": self.config.timeout, "memory_mb": self.config.memory_mb, "file_mb": self.config.file_mb}
         try:
-            return run(job | limits, self.config.timeout)
+            return run(job | limits, clock_seconds(self.config.timeout))
         except OSError as error:
             raise RewardError(
                 f"reward {self.label}: no process could be started for a response's code: {error}"
@@ -129,12 +135,18 @@ def extract(response: str) -> str:
     return blocks[-1] if blocks else response
 
 
-def run(job: dict[str, Any], timeout: float) -> Outcome:
+def clock_seconds(timeout: float) -> float:
+    """How long code may take on the clock that may take some CPU seconds."""
+    return CLOCK * timeout + CLOCK_MORE
+
+
+def run(job: dict[str, Any], seconds: float) -> Outcome:
     """Run a job of `sandbox.py` in a process of its own, and kill whatever is left of it.
 
     Args:
-        job: `before`, `code`, `tests`, and whether the first two are `joined` to one text; `memory_mb`, `file_mb`, `timeout`.
-        timeout: seconds from the moment at which the process is ready.
+        job: `before`, `code`, `tests`, and whether the first two are `joined` to one text; `memory_mb`, `file_mb`, `timeout`,
+            which are CPU seconds.
+        seconds: on the clock, from the moment at which the process is ready.
 
     Raises:
         RewardError: the process did not get so far as to run the code.
@@ -154,20 +166,34 @@ def run(job: dict[str, Any], timeout: float) -> Outcome:
                 errors.seek(0)
                 said = errors.read()[-2000:].decode(errors="replace").strip()
                 raise RewardError(f"the sandbox did not start (code {process.returncode}): {said or 'it said nothing'}")
-            text = report.line(timeout)
-            if text is not None and not text.startswith(secret):
-                with contextlib.suppress(subprocess.TimeoutExpired):  # it may have closed the pipe and go on
-                    process.wait(1.0)
-            code = process.poll()
+            text = report.line(seconds)
+            late = text is not None and not text.startswith(secret) and _out_of_time(process, job["timeout"])
     tests = len(job["tests"])
     if text is None:
-        return Outcome("timeout", 0, tests, f"took longer than {timeout:g} s")
+        return Outcome("timeout", 0, tests, f"took longer than {seconds:g} s on the clock")
+    if late:
+        return Outcome("timeout", 0, tests, f"took more than {job['timeout']:g} s of CPU time")
     if not text.startswith(secret):
-        late = code == -signal.SIGXCPU or code == 128 + signal.SIGXCPU
-        return Outcome("timeout" if late else "crashed", 0, tests, "the process ended before its tests did")
+        return Outcome("crashed", 0, tests, "the process ended before its tests did")
     results = json.loads(text.removeprefix(secret))
     wrong = [result for result in results if result is not None]
     return Outcome("failed" if wrong else "passed", tests - len(wrong), tests, wrong[0] if wrong else "")
+
+
+def _out_of_time(process: subprocess.Popen[bytes], timeout: float) -> bool:
+    """Whether a process that has closed its report was killed for its CPU seconds.
+
+    What it used tells, and no status does: some versions of `unshare` end with 1 after a child that was killed.
+    """
+    deadline = time.monotonic() + 1.0  # it may have closed the pipe and go on
+    with contextlib.suppress(ChildProcessError):  # where ended processes are not kept for whoever started them
+        while time.monotonic() < deadline:
+            pid, status, used = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                process.returncode = os.waitstatus_to_exitcode(status)
+                return process.returncode != 0 and used.ru_utime + used.ru_stime >= NEARLY * math.ceil(timeout)
+            time.sleep(0.005)
+    return False
 
 
 @contextlib.contextmanager

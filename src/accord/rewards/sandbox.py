@@ -6,6 +6,7 @@ It runs as `python -I -S -B sandbox.py FD` with its job on the standard input an
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import sys
@@ -46,7 +47,7 @@ SHOWN = 200
 def limit(job: dict[str, Any]) -> None:
     """Set the limits of this process; they hold for what it starts, too."""
     memory, file = job["memory_mb"] * 2**20, job["file_mb"] * 2**20
-    seconds = int(job["timeout"]) + 1
+    seconds = math.ceil(job["timeout"])
     for kind, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_CPU, seconds),
