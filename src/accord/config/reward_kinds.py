@@ -303,7 +303,7 @@ class JudgeConfig(RemoteConfig):
     temperature: float = Field(0.0, ge=0)
     """Of the judge."""
     max_tokens: int = Field(512, ge=1)
-    """Longest reply."""
+    """Longest reply. One that reaches it lacks its end, and counts as a reply without a mark."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
