@@ -143,6 +143,12 @@ def test_nobody_at_the_address_is_told_when_the_source_is_made():
         source(script)
 
 
+@pytest.mark.parametrize("health", ["ok", ["ok"], None, {}, {"max_batch": "8", "needs_key": "no"}, {"max_batch": 0}])
+def test_health_may_be_any_json(health, rollouts):
+    with server(reply(lengths), health=reply(health)) as script:
+        assert source(script).score(rollouts) == [1.0, 4.0, 1.0]
+
+
 def test_a_server_that_is_killed_between_two_batches(rollouts):
     with server(reply(lengths)) as script:
         remote = source(script, attempts=2)
