@@ -177,6 +177,30 @@ def test_an_early_end_is_no_success():
         assert (result.kind, result.passed) == ("crashed", 0), source
 
 
+def test_many_tests_that_fail_are_told_in_few_words():
+    result = outcome("x = 1", *["assert False, 'a' * 300"] * 6000, "assert x == 1", timeout=30.0)
+    assert (result.kind, result.passed, result.tests) == ("failed", 1, 6001)
+    assert result.error.startswith("AssertionError: aaa") and len(result.error) == 200
+
+
+def test_the_first_error_is_told():
+    result = outcome("x = 1", "assert x == 1", "assert x == 2, 'second'", "assert x == 3, 'third'")
+    assert (result.passed, result.error) == (1, "AssertionError: second")
+
+
+@pytest.mark.parametrize(
+    "report", ["", "[]", '{"passed": 99, "error": ""}', '{"passed": -1, "error": ""}', '{"error": ""}']
+)
+def test_a_report_that_makes_no_sense_is_a_crash(report):
+    """Who looks for the secret finds it: this is no boundary. But a report of the wrong shape is told for what it is."""
+    source = (
+        "import os, sys\nframe = sys._getframe()\n"
+        "while 'secret' not in frame.f_locals: frame = frame.f_back\n"
+        f"os.write(frame.f_locals['report'], (frame.f_locals['secret'] + {report!r} + '\\n').encode())"
+    )
+    assert outcome(source) == Outcome("crashed", 0, 1, "the report was tampered with")
+
+
 def test_tests_do_not_see_each_other_s_names():
     assert outcome("x = 1", "x = 2", "assert x == 1").kind == "passed"
 
@@ -257,6 +281,9 @@ def test_a_sandbox_that_does_not_start_is_an_error_and_no_zero(monkeypatch):
     ("columns", "said_"),
     [
         ({"test": []}, r"column 'test' of sample 0 .* tests are a text or a list of texts"),
+        ({"test": 5}, r"column 'test' of sample 0 .* holds 5; tests are a text or a list of texts"),
+        ({"test": {"a": "pass"}}, "tests are a text or a list of texts"),
+        ({"test": b"pass"}, "tests are a text or a list of texts"),
         ({"test": [3]}, "tests are a text or a list of texts"),
         ({"test": "pass"}, "has tests and no column 'entry_point'"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
@@ -152,6 +153,31 @@ def test_the_line_is_the_user_s_and_not_a_library_s(rollouts) -> None:
     for function in (reads, wrapped):
         with pytest.raises(RewardError, match=f"test_function.py:{line}\n"):
             FunctionReward(function, "reads").score(rollouts)
+
+
+def test_an_exit_is_an_error_and_no_good_end(rollouts, tmp_path: Path) -> None:
+    def leaves(prompts, responses):
+        sys.exit(0)
+
+    async def leaves_late(prompts, responses):
+        await asyncio.sleep(0)
+        sys.exit(0)
+
+    async def cancelled(prompts, responses):
+        raise asyncio.CancelledError
+
+    for function, kind in ((leaves, "SystemExit: 0"), (leaves_late, "SystemExit: 0"), (cancelled, "CancelledError: ")):
+        with pytest.raises(RewardError, match=rf"reward r raised {kind}\n  at .*test_function.py:\d+"):
+            FunctionReward(function, "r").score(rollouts)
+
+    def interrupted(prompts, responses):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        FunctionReward(interrupted, "r").score(rollouts)
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(ConfigError, match=r"leaves.py cannot be imported: SystemExit: 0\n  at .*leaves.py:2"):
+        load_function(f"{tmp_path}/leaves.py:f")
 
 
 @pytest.mark.parametrize(

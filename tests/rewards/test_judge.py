@@ -72,6 +72,7 @@ def test_braces_of_a_response_are_text(rollouts):
         ({"json_key": "score"}, '{"mark": 3} 7', None),
         ({"json_key": "score"}, '{"score": true}', None),
         ({"json_key": "score"}, '{"score": 1e999}', None),
+        ({"json_key": "score"}, '{"score": 1' + "0" * 400 + "}", None),
         ({"regex": r"Mark: (\d+)"}, "Mark: 3. Mark: 4. 9", 4.0),
         ({"regex": r"Mark: (\w+)"}, "Mark: good", None),
     ],

@@ -35,13 +35,16 @@ def _fields(template: str) -> list[str]:
         ValueError: it is no template, or a name in it is more than a name.
     """
     try:
-        names = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+        found = [(name, spec, turn) for _, name, spec, turn in Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise ValueError(f"{error}; a brace that is meant as text is written twice: {{{{ or }}}}") from error
-    odd = [name for name in names if not name.isidentifier()]
-    if odd:
-        raise ValueError(f"{{{odd[0]}}} is no name; a brace that is meant as text is written twice: {{{{ or }}}}")
-    return names
+    for name, spec, turn in found:
+        if not name.isidentifier():
+            raise ValueError(f"{{{name}}} is no name; a brace that is meant as text is written twice: {{{{ or }}}}")
+        if spec or turn:  # which would fail, or not, by what a row holds
+            given = f"{name}!{turn}" if turn else f"{name}:{spec}"
+            raise ValueError(f"{{{given}}} has a format behind its name; columns come as they are: write {{{name}}}")
+    return [name for name, _, _ in found]
 
 
 class ClassifierConfig(Kind):

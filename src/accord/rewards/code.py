@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,8 @@ CLOCK, CLOCK_MORE = 4.0, 2.0
 """On the clock the code may take this many times its CPU seconds, and a few more: it may sleep, and the machine may be busy."""
 NEARLY = 0.8
 """The share of its CPU seconds after which a process that was killed has used them up: the kernel's two counts differ."""
-REPORT_BYTES = 2**20
+REPORT_BYTES = 2**16
+"""More is not the sandbox's."""
 FENCE = re.compile(r"```[ \t]*(\w*)[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 """A block of code in a response; the last may lack its end."""
 PYTHON = ("", "python", "py", "python3")
@@ -98,10 +99,10 @@ class CodeReward:
         tests = columns.get(config.tests)
         if tests is None:
             return None
-        tests = [tests] if isinstance(tests, str) else list(tests)
-        if not tests or not all(isinstance(test, str) for test in tests):
+        given, tests = tests, _texts(tests)
+        if not tests:
             raise RewardError(
-                f"reward {self.label}: column {config.tests!r} of {describe(index, rollout)} holds {str(tests)[:80]}; tests are "
+                f"reward {self.label}: column {config.tests!r} of {describe(index, rollout)} holds {str(given)[:80]}; tests are "
                 "a text or a list of texts"
             )
         missing = [name for name in config.columns if columns.get(name) is None]
@@ -127,6 +128,14 @@ class CodeReward:
             ) from error
         except RewardError as error:
             raise RewardError(f"reward {self.label}: {error}") from error
+
+
+def _texts(tests: Any) -> list[str]:
+    """The tests of a row; none if the column holds something else."""
+    if isinstance(tests, str):
+        return [tests]
+    listed = list(tests) if isinstance(tests, Iterable) and not isinstance(tests, Mapping) else []
+    return listed if all(isinstance(test, str) for test in listed) else []
 
 
 def extract(response: str) -> str:
@@ -175,9 +184,14 @@ def run(job: dict[str, Any], seconds: float) -> Outcome:
         return Outcome("timeout", 0, tests, f"took more than {job['timeout']:g} s of CPU time")
     if not text.startswith(secret):
         return Outcome("crashed", 0, tests, "the process ended before its tests did")
-    results = json.loads(text.removeprefix(secret))
-    wrong = [result for result in results if result is not None]
-    return Outcome("failed" if wrong else "passed", tests - len(wrong), tests, wrong[0] if wrong else "")
+    try:
+        said = json.loads(text.removeprefix(secret))
+        passed, error = int(said["passed"]), str(said["error"])
+    except (ValueError, KeyError, TypeError):
+        passed, error = -1, ""
+    if not 0 <= passed <= tests:
+        return Outcome("crashed", 0, tests, "the report was tampered with")
+    return Outcome("passed" if passed == tests else "failed", passed, tests, error)
 
 
 def _out_of_time(process: subprocess.Popen[bytes], timeout: float) -> bool:

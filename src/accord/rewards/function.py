@@ -17,6 +17,9 @@ from accord.errors import ConfigError, RewardError
 from accord.rewards.protocol import Score, checked_rewards, describe
 from accord.types import Rollout
 
+FAULTS = (Exception, SystemExit, asyncio.CancelledError)
+"""What code of the user's may raise; only Ctrl-C is not. `sys.exit(0)` in a reward must not look like a run's good end."""
+
 
 class FunctionReward:
     """Calls `f(prompts, responses, **columns)`, sync or async.
@@ -89,7 +92,7 @@ class FunctionReward:
                 f"{len(rollouts)} responses, the first: {describe(0, rollouts[0])}. What it waits for may be down; give each "
                 "request in it a deadline of its own"
             ) from None
-        except Exception as error:  # the user's to read, with the place it came from
+        except FAULTS as error:  # the user's to read, with the place it came from
             file = getattr(getattr(inspect.unwrap(self.function), "__code__", None), "co_filename", None)
             raise RewardError(
                 f"reward {self.label} raised {type(error).__name__}: {error}\n  at {_place(error, file)}\n"
@@ -124,7 +127,7 @@ def _finish(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return pool.submit(asyncio.run, coroutine).result()
 
 
-def _place(error: Exception, file: str | None = None) -> str:
+def _place(error: BaseException, file: str | None = None) -> str:
     """The last line of a user's file that ran before an error; where it was raised if no file is given or none ran."""
     frames = traceback.extract_tb(error.__traceback__)
     frame = next((frame for frame in reversed(frames) if frame.filename == file), frames[-1])
@@ -194,7 +197,7 @@ def _load_file(path: Path) -> ModuleType:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the file is the user's; say where it fails
+    except FAULTS as error:  # the file is the user's; say where it fails
         raise ConfigError(
             f"{path} cannot be imported: {type(error).__name__}: {error}\n  at {_place(error, spec.origin)}"
         ) from error
@@ -204,6 +207,6 @@ def _load_file(path: Path) -> ModuleType:
 def _load_module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except Exception as error:  # the module is the user's, too
+    except FAULTS as error:  # the module is the user's, too
         reason = f"{type(error).__name__}: {error}\n  at {_place(error)}"
         raise ConfigError(f"reward module {name!r} cannot be imported: {reason}") from error
