@@ -69,6 +69,9 @@ def test_the_code_of_a_response():
     assert extract("x = 1") == "x = 1"
     assert extract("First\n```\na\n```\nthen\n``` python\nb\n```") == "b\n"
     assert extract("```bash\nls\n```\n```py\nx\n```\n```text\n1\n```") == "x\n"
+    assert extract("```python\nf = 1\n```\nIt prints\n```\n120\n```") == "f = 1\n"
+    assert extract("```\nfirst\n```\n```Python\na\n```\n```python3\nb\n```\n```\nlast\n```") == "b\n"
+    assert extract("```bash\nls\n```\n```\na\n```\n```\nb\n```\n```text\nc\n```") == "b\n"
     assert extract("```bash\nls\n```") == "```bash\nls\n```"
 
 

@@ -11,6 +11,7 @@ import pytest
 from accord.config import UrlConfig
 from accord.errors import ConfigError, RewardError
 from accord.rewards import UrlReward
+from accord.rewards.client import _retry_after
 from rewards.scripted import break_off, dead_address, drip, hang_up, lengths, reply, server, slow
 
 QUICK = {"pause": 0.01, "timeout": 5.0, "deadline": 20.0}
@@ -82,6 +83,30 @@ def test_a_server_may_name_the_time(rollouts):
     with server(reply({}, 503, Retry_After="soon"), reply(lengths)) as script:
         source(script, pause=0).score(rollouts)
     assert script.times[1] - script.times[0] < 0.8
+
+
+def test_a_server_may_ask_for_longer_than_pauses_grow(rollouts, monkeypatch):
+    monkeypatch.setattr("accord.rewards.client.LONGEST_PAUSE", 0.05)
+    with server(reply({}, 503, Retry_After="0.6"), reply(lengths)) as script:
+        source(script, pause=10).score(rollouts)
+    assert script.times[1] - script.times[0] >= 0.6
+
+
+@pytest.mark.parametrize("value", ["3600", "inf"])
+def test_a_server_that_asks_for_longer_than_the_deadline_ends_the_run_at_once(value, rollouts):
+    said = r"attempts: 1: 1\. HTTP 503 .*; it asks to wait (3600|inf) s \(Retry-After\), .* deadline of 20 s"
+    started = time.monotonic()
+    with server(reply({}, 503, Retry_After=value), reply(lengths)) as script, pytest.raises(RewardError, match=said):
+        source(script).score(rollouts)
+    assert len(script.bodies) == 1 and time.monotonic() - started < 5
+
+
+DATES = ["Fri, 31 Dec 2027 23:59:59 +99999999999999999999", "Mon, 01 Jan 1990 00:00:00 GMT"]
+
+
+@pytest.mark.parametrize("value", ["nan", "-5", "soon", *DATES])
+def test_what_is_no_time_to_wait_is_none(value):
+    assert _retry_after(value) == 0.0
 
 
 LASTING = {

@@ -38,7 +38,7 @@ REPORT_BYTES = 2**16
 """More is not the sandbox's."""
 FENCE = re.compile(r"```[ \t]*(\w*)[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 """A block of code in a response; the last may lack its end."""
-PYTHON = ("", "python", "py", "python3")
+PYTHON = ("python", "py", "python3")
 ISOLATION = (
     ("--net", "--pid", "--fork", "--kill-child"),
     ("--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child"),
@@ -139,9 +139,12 @@ def _texts(tests: Any) -> list[str]:
 
 
 def extract(response: str) -> str:
-    """The code of a response: its last block of Python between fences, or all of it if there is none."""
-    blocks = [text for language, text in FENCE.findall(response) if language.lower() in PYTHON]
-    return blocks[-1] if blocks else response
+    """The code of a response: its last block between fences that says it is Python, else the last that does not say what it is,
+    else all of it. Without a word may be what a program prints."""
+    blocks = [(language.lower(), text) for language, text in FENCE.findall(response)]
+    said = [text for language, text in blocks if language in PYTHON]
+    unsaid = [text for language, text in blocks if not language]
+    return (said or unsaid or [response])[-1]
 
 
 def clock_seconds(timeout: float) -> float:
