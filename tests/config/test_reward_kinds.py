@@ -64,6 +64,12 @@ JUDGE = {"address": "http://127.0.0.1:1", "model": "m"}
         ({"verifier": "chess"}, "verifier.type"),
         ({"code": {"tests": "t", "after": "check({entry point})"}}, "is no name; a brace that is meant as text"),
         ({"code": {"tests": "t", "after": "{"}}, "a brace that is meant as text is written twice"),
+        (
+            {"code": {"tests": "t", "after": "check({entry:>q})"}},
+            r"{entry:>q} has a format behind its name; .* write {entry}",
+        ),
+        ({"judge": JUDGE | {"prompt": "{response:>q}"}}, r"{response:>q} has a format behind its name"),
+        ({"judge": JUDGE | {"prompt": "{response} {gold!r}"}}, r"{gold!r} has a format behind its name"),
         ({"url": "ftp://x"}, "an address looks like http://127.0.0.1:8000, not 'ftp://x'"),
         ({"url": "http://u:p@x"}, "without user and password"),
         ({"url": "http://x:port"}, "an address looks like"),

@@ -49,6 +49,10 @@ def test_a_failing_reward_is_named_and_never_a_score(fault, accord_command, tmp_
 SETUP = {
     "no_function": ("def brevty(prompts, responses):\n    return []\n", ["no function 'brevity'", "brevty"]),
     "broken_file": ("def brevity(:\n", ["rewards.py cannot be imported", "SyntaxError"]),
+    "needs_a_column": (
+        "def brevity(prompts, responses, stars):\n    return []\n",
+        ["cannot be called without 'stars'", "columns beside the prompt: "],
+    ),
     "other_arguments": ("def brevity(texts):\n    return []\n", ["`prompts` and `responses`", "texts"]),
 }
 

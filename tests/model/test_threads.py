@@ -8,7 +8,7 @@ import torch
 
 from accord.config import PlacementConfig
 from accord.model.device import choose_device
-from accord.model.threads import default_threads, physical_cores, quota
+from accord.model.threads import default_threads, default_workers, physical_cores, quota
 
 
 @pytest.fixture
@@ -67,6 +67,17 @@ def test_ranks_share_the_cores(machine, monkeypatch):
     assert default_threads(machine) == 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
     assert default_threads(machine) == 1
+
+
+def test_processes_beside_this_one_take_processors_and_not_cores(machine, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of threads, not of processes
+    assert default_workers(machine) == 8
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 4, 1})
+    assert default_workers(machine) == 3
+    limit(machine, "250000 100000")
+    assert default_workers(machine) == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert default_workers(machine) == 1
 
 
 def test_what_the_user_says_counts(machine, monkeypatch):

@@ -32,7 +32,9 @@ def said(*texts: str, prompt: str = "the end ") -> list[Rollout]:
 def classifier(tokenizer, shake, tmp_path: Path) -> Callable[..., Path]:
     """`classifier(labels=[...], decoder=True)`: the folder of a tiny random classifier."""
 
-    def make(labels=("NEGATIVE", "NEUTRAL", "POSITIVE"), decoder=False, pad=True, **options) -> Path:
+    def make(
+        labels=("NEGATIVE", "NEUTRAL", "POSITIVE"), decoder=False, pad=True, encoder=transformers.BertConfig, **options
+    ) -> Path:
         common = {
             "vocab_size": len(tokenizer),
             "hidden_size": 32,
@@ -45,7 +47,7 @@ def classifier(tokenizer, shake, tmp_path: Path) -> Callable[..., Path]:
             "pad_token_id": tokenizer.pad_token_id,
             "initializer_range": 0.4,
         } | options
-        config = transformers.LlamaConfig(**common) if decoder else transformers.BertConfig(**common)
+        config = transformers.LlamaConfig(**common) if decoder else encoder(**common)
         model = AutoModelForSequenceClassification.from_config(config)
         shake(model.parameters(), 0.2)
         model.save_pretrained(tmp_path / "classifier")
@@ -129,6 +131,25 @@ def test_long_texts_are_cut_at_the_right_end_and_counted(classifier):
     strict = ClassifierReward(ClassifierConfig(model=str(folder), label="POSITIVE", too_long="error"), "c", CPU)
     with pytest.raises(RewardError, match=r"reward c: sample 1 .* has \d+ tokens of .*, which reads 64 at most"):
         strict.score(said("good", long))
+
+
+@pytest.mark.parametrize("family", ["Bert", "Roberta", "XLMRoberta", "Camembert"])
+def test_a_text_is_cut_where_the_model_s_positions_end(family, classifier, tokenizer):
+    """RoBERTa and its kin count from the number of the padding token on."""
+    folder = classifier(encoder=getattr(transformers, f"{family}Config"), max_position_embeddings=18)
+    first = 0 if family == "Bert" else tokenizer.pad_token_id + 1
+    long = "good " * 100
+    source = ClassifierReward(ClassifierConfig(model=str(folder), label="POSITIVE", batch_size=2), "c", CPU)
+    score, short = source.score(said(long, "good"))
+    assert source.take_counts() == {"cut": 1}
+    ids = AutoTokenizer.from_pretrained(folder)(long)["input_ids"]
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        wanted = model(torch.tensor([ids[: 18 - first]])).logits.softmax(dim=1)[0, 2]
+        assert score == pytest.approx(float(wanted), abs=1e-5)
+        assert short == pytest.approx(float(plain_logits(folder, ["good"]).softmax(dim=1)[0, 2]), abs=1e-5)
+        with pytest.raises((IndexError, RuntimeError)):
+            model(torch.tensor([ids[: 19 - first]]))
 
 
 @pytest.mark.parametrize("decoder", [True, False])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from accord.config import CodeConfig
 from accord.errors import RewardError
 from accord.rewards import CodeReward, code
-from accord.rewards.code import Outcome, extract, isolation, run
+from accord.rewards.code import Outcome, clock_seconds, extract, isolation, run
 from accord.types import Rollout
 
 
@@ -21,7 +20,8 @@ def said(response: str, prompt: str = "p", **columns: object) -> Rollout:
 
 def outcome(source: str, *tests: str, timeout: float = 5.0, memory_mb: int = 256) -> Outcome:
     limits = {"timeout": timeout, "memory_mb": memory_mb, "file_mb": 1}
-    return run({"before": "", "code": source, "joined": False, "tests": list(tests) or ["pass"], **limits}, timeout)
+    job = {"before": "", "code": source, "joined": False, "tests": list(tests) or ["pass"], **limits}
+    return run(job, clock_seconds(timeout))
 
 
 ADD = "def add(a, b):\n    return a + b"
@@ -69,6 +69,9 @@ def test_the_code_of_a_response():
     assert extract("x = 1") == "x = 1"
     assert extract("First\n```\na\n```\nthen\n``` python\nb\n```") == "b\n"
     assert extract("```bash\nls\n```\n```py\nx\n```\n```text\n1\n```") == "x\n"
+    assert extract("```python\nf = 1\n```\nIt prints\n```\n120\n```") == "f = 1\n"
+    assert extract("```\nfirst\n```\n```Python\na\n```\n```python3\nb\n```\n```\nlast\n```") == "b\n"
+    assert extract("```bash\nls\n```\n```\na\n```\n```\nb\n```\n```text\nc\n```") == "b\n"
     assert extract("```bash\nls\n```") == "```bash\nls\n```"
 
 
@@ -131,14 +134,39 @@ def test_output_goes_nowhere_and_holds_nothing_up():
     )
 
 
-@pytest.mark.parametrize("source", ["while True: pass", "import time; time.sleep(60)", "x = 10 ** 10 ** 10"])
-def test_code_that_takes_too_long_is_killed_and_counted(source):
-    started = time.monotonic()
-    result = outcome(source, timeout=1.0)
-    assert (result.kind, result.passed) == ("timeout", 0) and time.monotonic() - started < 10
-    rewards = CodeReward(CodeConfig(tests="test", timeout=1.0), "code")
+TOO_LONG = {
+    "python": ("while True: pass", r"more than 0\.25 s of CPU time"),
+    "c": ("x = 10 ** 10 ** 10", r"more than 0\.25 s of CPU time"),
+    "deaf": (
+        "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass",
+        r"more than 0\.25 s of CPU time",
+    ),
+    "sleep": ("import time; time.sleep(60)", r"longer than 3 s on the clock"),
+}
+
+
+@pytest.mark.parametrize("case", TOO_LONG)
+def test_code_that_takes_too_long_is_killed_and_counted(case, monkeypatch):
+    source, why = TOO_LONG[case]
+    if case != "sleep":  # so that a busy machine cannot make the clock the first
+        monkeypatch.setattr(code, "CLOCK_MORE", 60.0)
+    result = outcome(source, timeout=0.25)
+    assert (result.kind, result.passed) == ("timeout", 0) and re.search(why, result.error), result.error
+    rewards = CodeReward(CodeConfig(tests="test", timeout=0.25), "code")
     assert rewards.score([said(source, test="pass"), said("x = 1", test="pass")]) == [0.0, 1.0]
     assert rewards.take_counts() == {"failed": 0, "crashed": 0, "timeout": 1}
+
+
+def test_what_a_busy_machine_takes_away_is_not_the_code_s_time():
+    """Half a second of CPU time in more than a second on the clock."""
+    slow = "import time\nend = time.monotonic() + 1.2\nwhile time.monotonic() < end: time.sleep(0.01)\nx = 1"
+    assert outcome(slow, "assert x == 1", timeout=1.0).kind == "passed"
+
+
+def test_a_kill_before_the_time_is_used_up_is_a_crash(monkeypatch):
+    """As by the kernel where memory is short."""
+    monkeypatch.setattr(code, "NEARLY", 100.0)
+    assert outcome("while True: pass", timeout=1.0).kind == "crashed"
 
 
 def test_an_early_end_is_no_success():
@@ -150,6 +178,30 @@ def test_an_early_end_is_no_success():
     ):
         result = outcome(source)
         assert (result.kind, result.passed) == ("crashed", 0), source
+
+
+def test_many_tests_that_fail_are_told_in_few_words():
+    result = outcome("x = 1", *["assert False, 'a' * 300"] * 6000, "assert x == 1", timeout=30.0)
+    assert (result.kind, result.passed, result.tests) == ("failed", 1, 6001)
+    assert result.error.startswith("AssertionError: aaa") and len(result.error) == 200
+
+
+def test_the_first_error_is_told():
+    result = outcome("x = 1", "assert x == 1", "assert x == 2, 'second'", "assert x == 3, 'third'")
+    assert (result.passed, result.error) == (1, "AssertionError: second")
+
+
+@pytest.mark.parametrize(
+    "report", ["", "[]", '{"passed": 99, "error": ""}', '{"passed": -1, "error": ""}', '{"error": ""}']
+)
+def test_a_report_that_makes_no_sense_is_a_crash(report):
+    """Who looks for the secret finds it: this is no boundary. But a report of the wrong shape is told for what it is."""
+    source = (
+        "import os, sys\nframe = sys._getframe()\n"
+        "while 'secret' not in frame.f_locals: frame = frame.f_back\n"
+        f"os.write(frame.f_locals['report'], (frame.f_locals['secret'] + {report!r} + '\\n').encode())"
+    )
+    assert outcome(source) == Outcome("crashed", 0, 1, "the report was tampered with")
 
 
 def test_tests_do_not_see_each_other_s_names():
@@ -187,7 +239,8 @@ def test_it_also_runs_where_there_is_no_unshare(monkeypatch):
         isolation.cache_clear()
 
 
-def test_workers_are_bounded(monkeypatch):
+@pytest.mark.parametrize("workers", [2, None])
+def test_workers_are_bounded(workers, monkeypatch):
     import threading
 
     busy, most, lock, real = 0, 0, threading.Lock(), code.run
@@ -203,7 +256,8 @@ def test_workers_are_bounded(monkeypatch):
             with lock:
                 busy -= 1
 
-    source = CodeReward(CodeConfig(tests="test", workers=2), "code")
+    monkeypatch.setattr(code, "default_workers", lambda: 2)
+    source = CodeReward(CodeConfig(tests="test", workers=workers), "code")
     monkeypatch.setattr(code, "run", counted)
     assert source.score([said("x = 1", test="pass")] * 6) == [1.0] * 6
     assert most == 2
@@ -230,6 +284,9 @@ def test_a_sandbox_that_does_not_start_is_an_error_and_no_zero(monkeypatch):
     ("columns", "said_"),
     [
         ({"test": []}, r"column 'test' of sample 0 .* tests are a text or a list of texts"),
+        ({"test": 5}, r"column 'test' of sample 0 .* holds 5; tests are a text or a list of texts"),
+        ({"test": {"a": "pass"}}, "tests are a text or a list of texts"),
+        ({"test": b"pass"}, "tests are a text or a list of texts"),
         ({"test": [3]}, "tests are a text or a list of texts"),
         ({"test": "pass"}, "has tests and no column 'entry_point'"),
     ],

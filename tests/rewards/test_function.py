@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from functools import wraps
+import sys
+from dataclasses import replace
+from functools import partial, wraps
 from pathlib import Path
 
 import pytest
@@ -153,6 +155,31 @@ def test_the_line_is_the_user_s_and_not_a_library_s(rollouts) -> None:
             FunctionReward(function, "reads").score(rollouts)
 
 
+def test_an_exit_is_an_error_and_no_good_end(rollouts, tmp_path: Path) -> None:
+    def leaves(prompts, responses):
+        sys.exit(0)
+
+    async def leaves_late(prompts, responses):
+        await asyncio.sleep(0)
+        sys.exit(0)
+
+    async def cancelled(prompts, responses):
+        raise asyncio.CancelledError
+
+    for function, kind in ((leaves, "SystemExit: 0"), (leaves_late, "SystemExit: 0"), (cancelled, "CancelledError: ")):
+        with pytest.raises(RewardError, match=rf"reward r raised {kind}\n  at .*test_function.py:\d+"):
+            FunctionReward(function, "r").score(rollouts)
+
+    def interrupted(prompts, responses):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        FunctionReward(interrupted, "r").score(rollouts)
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(ConfigError, match=r"leaves.py cannot be imported: SystemExit: 0\n  at .*leaves.py:2"):
+        load_function(f"{tmp_path}/leaves.py:f")
+
+
 @pytest.mark.parametrize(
     ("returned", "said"),
     [
@@ -172,6 +199,81 @@ def test_a_function_that_cannot_be_called_with_the_keywords_is_refused_before_th
     with pytest.raises(ConfigError, match=r"reward r takes \(texts\), but it is called with the keywords"):
         FunctionReward(lambda texts: texts, "r")
     FunctionReward(lambda **everything: [], "r")
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda prompts, responses, /: [],
+        lambda prompts, /, responses: [],
+        lambda prompts, responses, /, **columns: [],
+        lambda extra, /, prompts, responses: [],
+        partial(lambda prompts, responses, /: []),
+    ],
+)
+def test_a_function_that_takes_arguments_by_place_alone_is_refused_before_the_run(function) -> None:
+    with pytest.raises(ConfigError, match=r"\('\w+' by its place alone\), but it is called with the keywords"):
+        FunctionReward(function, "r")
+
+
+def test_a_function_whose_parameters_cannot_be_read_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"reward r: its parameters cannot be read .*: write a `def` around it"):
+        FunctionReward(dict.update, "r")
+    FunctionReward(lambda extra=1, /, *rest, prompts, responses: [], "r").check_columns(["extra", "rest"])
+
+
+def needs(prompts, responses, answer, *, level, response_ids, other=0.0):
+    return [float(len(a or "") + (n or 0)) for a, n in zip(answer, level, strict=True)]
+
+
+def test_a_column_that_a_function_needs_and_the_data_lacks_is_told_before_the_run(rollouts) -> None:
+    said = r"reward r cannot be called without 'level', .*; columns beside the prompt: answer, stars\. Rename one"
+    with pytest.raises(ConfigError, match=said):
+        FunctionReward(needs, "r").check_columns(["stars", "answer"])
+    with pytest.raises(ConfigError, match=r"'answer', .*; columns beside the prompt: none"):
+        FunctionReward(needs, "r").check_columns([])
+    with pytest.raises(ConfigError, match="without 'answer'"):
+        FunctionReward(lambda prompts, responses, answer, **more: [], "r").check_columns(["level"])
+    FunctionReward(needs, "r").check_columns(["answer", "level"])
+    FunctionReward(lambda prompts, responses, **more: [], "r").check_columns([])
+
+
+def test_a_needed_column_comes_along_also_where_no_response_has_it(rollouts) -> None:
+    reward = FunctionReward(needs, "r")
+    reward.check_columns(["answer", "level"])
+    assert reward.score(rollouts) == [2.0, 1.0, 3.0]
+    assert reward.score(rollouts[1:2]) == [1.0] and reward.score(rollouts[2:]) == [3.0]
+    assert "level" not in rollouts[1].columns and "answer" not in rollouts[2].columns
+
+
+def test_what_a_partial_or_a_wrapper_gives_is_not_needed(rollouts) -> None:
+    bound = FunctionReward(partial(needs, level=[1, 1, 1]), "bound")
+    with pytest.raises(ConfigError, match="reward bound cannot be called without 'answer'"):
+        bound.check_columns(["level"])
+    bound.check_columns(["answer"])
+
+    @wraps(needs)
+    def gives(*args, **kwargs):
+        return needs(*args, **{"level": [0, 0, 0]} | kwargs)
+
+    reward = FunctionReward(gives, "gives")
+    reward.check_columns(["answer"])
+    assert reward.score([replace(r, columns={"answer": "42"}) for r in rollouts]) == [2.0] * 3
+
+    @wraps(needs)
+    def wants(prompts, responses, stars):
+        return [float(n) for n in stars]
+
+    narrow = FunctionReward(wants, "wants")
+    with pytest.raises(ConfigError, match="reward wants cannot be called without 'stars'"):
+        narrow.check_columns(["answer", "level"])
+    assert narrow.score([replace(r, columns={"answer": "42", "stars": 5}) for r in rollouts]) == [5.0] * 3
+
+    @wraps(length)
+    def also(*, stars, **kwargs):
+        return [x + n for x, n in zip(length(**kwargs), stars, strict=True)]
+
+    assert FunctionReward(also, "also").score([replace(r, columns={"stars": 5}) for r in rollouts]) == [6.0, 9.0, 6.0]
 
 
 # --- loading -------------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 from accord.config import UrlConfig
 from accord.errors import ConfigError, RewardError
 from accord.rewards import UrlReward
+from accord.rewards.client import _retry_after
 from rewards.scripted import break_off, dead_address, drip, hang_up, lengths, reply, server, slow
 
 QUICK = {"pause": 0.01, "timeout": 5.0, "deadline": 20.0}
@@ -84,6 +85,30 @@ def test_a_server_may_name_the_time(rollouts):
     assert script.times[1] - script.times[0] < 0.8
 
 
+def test_a_server_may_ask_for_longer_than_pauses_grow(rollouts, monkeypatch):
+    monkeypatch.setattr("accord.rewards.client.LONGEST_PAUSE", 0.05)
+    with server(reply({}, 503, Retry_After="0.6"), reply(lengths)) as script:
+        source(script, pause=10).score(rollouts)
+    assert script.times[1] - script.times[0] >= 0.6
+
+
+@pytest.mark.parametrize("value", ["3600", "inf"])
+def test_a_server_that_asks_for_longer_than_the_deadline_ends_the_run_at_once(value, rollouts):
+    said = r"attempts: 1: 1\. HTTP 503 .*; it asks to wait (3600|inf) s \(Retry-After\), .* deadline of 20 s"
+    started = time.monotonic()
+    with server(reply({}, 503, Retry_After=value), reply(lengths)) as script, pytest.raises(RewardError, match=said):
+        source(script).score(rollouts)
+    assert len(script.bodies) == 1 and time.monotonic() - started < 5
+
+
+DATES = ["Fri, 31 Dec 2027 23:59:59 +99999999999999999999", "Mon, 01 Jan 1990 00:00:00 GMT"]
+
+
+@pytest.mark.parametrize("value", ["nan", "-5", "soon", *DATES])
+def test_what_is_no_time_to_wait_is_none(value):
+    assert _retry_after(value) == 0.0
+
+
 LASTING = {
     "always_busy": (
         reply({"error": "busy"}, 503),
@@ -141,6 +166,12 @@ def test_nobody_at_the_address_is_told_when_the_source_is_made():
         UrlReward(UrlConfig(address=address), "remote")
     with server(health=reply({}, 500)) as script, pytest.raises(RewardError, match="/health failed: HTTP 500"):
         source(script)
+
+
+@pytest.mark.parametrize("health", ["ok", ["ok"], None, {}, {"max_batch": "8", "needs_key": "no"}, {"max_batch": 0}])
+def test_health_may_be_any_json(health, rollouts):
+    with server(reply(lengths), health=reply(health)) as script:
+        assert source(script).score(rollouts) == [1.0, 4.0, 1.0]
 
 
 def test_a_server_that_is_killed_between_two_batches(rollouts):

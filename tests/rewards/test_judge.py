@@ -54,6 +54,13 @@ def test_braces_of_a_response_are_text(rollouts):
         ({}, "First 3, then 8", 8.0),
         ({}, "Score: 8/10", 8.0),
         ({}, "8.5 / 10.", 8.5),
+        ({}, "8.5", 8.5),
+        ({}, "I say .5", 0.5),
+        ({}, "Score:.5/1", 0.5),
+        ({"min": -1}, "-.5", -0.5),
+        ({}, "Let me see ...8", 8.0),
+        ({}, "see fig.3", 3.0),
+        ({}, "in 1.2.3", 3.0),
         ({}, "none", None),
         ({}, "11", None),
         ({}, "-1", None),
@@ -65,6 +72,7 @@ def test_braces_of_a_response_are_text(rollouts):
         ({"json_key": "score"}, '{"mark": 3} 7', None),
         ({"json_key": "score"}, '{"score": true}', None),
         ({"json_key": "score"}, '{"score": 1e999}', None),
+        ({"json_key": "score"}, '{"score": 1' + "0" * 400 + "}", None),
         ({"regex": r"Mark: (\d+)"}, "Mark: 3. Mark: 4. 9", 4.0),
         ({"regex": r"Mark: (\w+)"}, "Mark: good", None),
     ],
@@ -83,6 +91,23 @@ def test_a_reply_without_a_mark_is_asked_for_again(rollouts):
     assert script.bodies[1]["messages"][1]["content"] == "I cannot say."
 
 
+def cut(text: str, reason: str) -> dict:
+    return {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": reason}]}
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+def test_a_number_in_a_reply_that_was_cut_is_no_mark(reason, rollouts):
+    thinking = cut("Let me think. The response gives 3", reason)
+    with server(reply(thinking), reply(cut("Mark: 7", "stop"))) as script:
+        source = judge(script)
+        assert source.score(rollouts[:1]) == [0.7]
+        assert source.take_counts()["no_mark"] == 1
+    with server(reply(thinking)) as script, pytest.raises(
+        RewardError, match=r"asked 2 times .* the last reply, cut (at `max_tokens`|by the endpoint's filter): 'Let me think"
+    ):  # fmt: skip
+        judge(script, questions=2).score(rollouts[:1])
+
+
 def test_a_judge_that_never_gives_a_mark_is_an_error_or_none(rollouts):
     with server(reply(chat("I cannot say."))) as script:
         with pytest.raises(
@@ -97,6 +122,7 @@ def test_a_judge_that_never_gives_a_mark_is_an_error_or_none(rollouts):
 
 FAULTS = {
     "no_completion": (reply({"object": "error"}), "the answer is no chat completion: {'object': 'error'}"),
+    "odd_choices": (reply({"choices": ["x"]}), "the answer is no chat completion"),
     "no_choices": (reply({"choices": []}), "the answer is no chat completion"),
     "no_such_model": (reply({"error": {"message": "no model"}}, 404), "HTTP 404 .*no model"),
     "busy": (reply({}, 503), r"attempts: 2: 1\. HTTP 503"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from fractions import Fraction
 
 import numpy
 import pytest
@@ -55,6 +56,12 @@ def test_a_score_that_is_not_finite_names_the_sample(bad, rollouts) -> None:
     with pytest.raises(
         RewardError, match=r"reward r gave -?(nan|inf) for sample 1 \(prompt '3\+3=', response 'five'\)"
     ):
+        checked_scores("r", [1.0, bad, 2.0], rollouts)
+
+
+@pytest.mark.parametrize("bad", [10**400, -(10**5000), Fraction(10**400)], ids=["large", "larger", "fraction"])
+def test_a_number_that_no_float_holds_names_the_sample(bad, rollouts) -> None:
+    with pytest.raises(RewardError, match=r"reward r gave a number too large for a float for sample 1 \(prompt '3\+3="):
         checked_scores("r", [1.0, bad, 2.0], rollouts)
 
 

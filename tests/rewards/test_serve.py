@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -47,7 +48,8 @@ def test_a_mixture_is_served_to_our_own_client(rollouts):
     with running() as server:
         source = UrlReward(UrlConfig(address=server.address, batch_size=2), "remote")
         assert source.score(rollouts) == [2 * (1 + 1.0), None, 2 * (1 + 3.0)]
-        assert ask(server, None, "/health", "GET") == (200, {"status": "ok", "rewards": ["f"], "max_batch": 256})
+        health = {"status": "ok", "rewards": ["f"], "max_batch": 256, "needs_key": False}
+        assert ask(server, None, "/health", "GET") == (200, health)
     assert (server.requests, server.responses, server.failures) == (2, 3, 0)
 
 
@@ -82,6 +84,10 @@ def test_other_paths_and_lengths():
         with socket.create_connection(server.server_address[:2], 5) as raw:
             raw.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b" 411 " in raw.recv(200)
+        for odd in ("\u00b2".encode("latin-1"), b"-1", b"9" * 5000):
+            with socket.create_connection(server.server_address[:2], 5) as raw:
+                raw.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: " + odd + b"\r\n\r\n")
+                assert b" 411 " in raw.recv(200)
         with socket.create_connection(server.server_address[:2], 5) as raw:
             raw.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{}")
             raw.shutdown(socket.SHUT_WR)
@@ -106,7 +112,53 @@ def test_a_key_is_asked_for():
     with running(key="s3cret") as server:
         assert ask(server, ONE)[0] == 401 == ask(server, ONE, Authorization="Bearer other")[0]
         assert ask(server, ONE, Authorization="Bearer s3cret")[0] == 200
-        assert ask(server, None, "/health", "GET")[0] == 200
+        assert ask(server, None, "/health", "GET")[1]["needs_key"] is True
+        assert ask(server, None, "/health", "GET", Authorization="Bearer other")[0] == 401
+        assert ask(server, None, "/health", "GET", Authorization="Bearer s3cret")[0] == 200
+
+
+LARGE = json.dumps(ONE | {"prompts": ["x" * 8_000_000]}).encode()  # more than sockets hold
+
+
+def test_who_is_refused_in_the_middle_of_a_large_request_gets_to_know_why(rollouts):
+    with running(key="s3cret") as server:
+        assert ask(server, LARGE)[0] == 401 and ask(server, LARGE, "/other")[0] == 404
+    large = [replace(rollout, prompt_text="x" * 8_000_000) for rollout in rollouts]
+    with running(limits=ServeLimits(megabytes=1)) as server:
+        source = UrlReward(UrlConfig(address=server.address, pause=0.01), "remote")
+        with pytest.raises(RewardError, match=r"HTTP 413 .*send smaller batches"):
+            source.score(large)
+        assert source.take_counts() == {"repeated": 0}
+
+
+def test_who_says_it_sends_more_than_it_does_holds_nobody_up(monkeypatch):
+    monkeypatch.setattr("accord.rewards.serve.READ_SECONDS", 0.3)
+    monkeypatch.setattr("accord.rewards.serve._Handler.timeout", 0.3)
+    started = time.monotonic()
+    with running(limits=ServeLimits(megabytes=1)) as server:
+        with socket.create_connection(server.server_address[:2], 5) as raw:
+            raw.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n{}")
+            assert b" 413 " in raw.recv(200)
+            while raw.recv(1000):  # until the server closes
+                pass
+        assert ask(server, ONE)[0] == 200
+    assert time.monotonic() - started < 5
+
+
+def test_what_would_be_refused_later_is_told_when_the_reward_is_opened(monkeypatch):
+    monkeypatch.setenv("WRONG", "other")
+    monkeypatch.setenv("RIGHT", "s3cret")
+    with running(key="s3cret", limits=ServeLimits(batch=64)) as server:
+        with pytest.raises(ConfigError, match=r"reward remote: .* asks for a key: .*`url.key`"):
+            UrlReward(UrlConfig(address=server.address), "remote")
+        with pytest.raises(RewardError, match=r"/health answered HTTP 401 .*it refuses the key"):
+            UrlReward(UrlConfig(address=server.address, key="WRONG"), "remote")
+        UrlReward(UrlConfig(address=server.address, key="RIGHT", batch_size=64), "remote")
+        with pytest.raises(
+            ConfigError, match=r"`url.batch_size` is 65, and .* takes 64 responses in a request at most"
+        ):
+            UrlReward(UrlConfig(address=server.address, key="RIGHT", batch_size=65), "remote")
+    assert server.requests == 0
 
 
 def test_one_batch_is_scored_at_a_time_and_who_waits_too_long_is_told():

@@ -5,14 +5,18 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from accord.config import VerifierConfig
 from accord.errors import ConfigError, RewardError
-from accord.rewards import MathReward
+from accord.rewards import MathReward, verifier
 from accord.types import Rollout
 
 pytest.importorskip("math_verify")
@@ -92,6 +96,47 @@ def test_a_response_that_takes_for_ever_scores_0_in_time_and_is_counted():
     assert source.score([said("3", r"\boxed{10^{10^{10^{10}}}}"), said("3", "3")]) == [0.0, 1.0]
     assert time.monotonic() - started < 10
     assert source.take_counts() == {"timeout": 1, "crashed": 0} and source.take_counts()["timeout"] == 0
+
+
+LIMITS = """
+import importlib.util, signal, sys, time
+spec = importlib.util.spec_from_file_location("worker", sys.argv[1])
+worker = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(worker)
+signal.signal(signal.SIGPROF, worker._stop)
+def spin():
+    while True: pass
+worker._give(0.2)
+time.sleep(0.5)
+print("waited", flush=True)
+try:
+    spin()
+except worker._Late:
+    print("late", flush=True)
+worker._give(0.2)
+sum(range(10**12))  # one instruction, which no signal ends
+"""
+
+
+def test_cpu_time_counts_and_not_the_clock():
+    file = str(Path(verifier.__file__).with_name("math_worker.py"))
+    done = subprocess.run([sys.executable, "-c", LIMITS, file], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout.split(), done.returncode) == (["waited", "late"], -signal.SIGXCPU), done.stderr
+
+
+def test_a_process_that_its_own_limit_killed_was_late_and_one_without_processor_for_a_while_was_not(monkeypatch):
+    monkeypatch.setattr(verifier, "GRACE_SECONDS", 60.0)
+    source = MathReward(VerifierConfig(type="math", timeout=0.5), "math")
+    source.score([said("3", "3")])
+    process = source._worker._process
+    os.kill(process.pid, signal.SIGSTOP)
+    threading.Timer(1.0, os.kill, (process.pid, signal.SIGCONT)).start()
+    assert source.score([said("3", "3")]) == [1.0] and source._worker._process is process
+    threading.Timer(0.3, os.kill, (process.pid, signal.SIGXCPU)).start()
+    os.kill(process.pid, signal.SIGSTOP)
+    threading.Timer(0.6, os.kill, (process.pid, signal.SIGCONT)).start()
+    assert source.score([said("3", "3")]) == [0.0]
+    assert source.take_counts() == {"timeout": 1, "crashed": 0} and process.poll() == -signal.SIGXCPU
 
 
 def test_a_process_that_died_between_two_batches_is_replaced():

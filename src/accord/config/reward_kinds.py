@@ -35,13 +35,16 @@ def _fields(template: str) -> list[str]:
         ValueError: it is no template, or a name in it is more than a name.
     """
     try:
-        names = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+        found = [(name, spec, turn) for _, name, spec, turn in Formatter().parse(template) if name is not None]
     except ValueError as error:
         raise ValueError(f"{error}; a brace that is meant as text is written twice: {{{{ or }}}}") from error
-    odd = [name for name in names if not name.isidentifier()]
-    if odd:
-        raise ValueError(f"{{{odd[0]}}} is no name; a brace that is meant as text is written twice: {{{{ or }}}}")
-    return names
+    for name, spec, turn in found:
+        if not name.isidentifier():
+            raise ValueError(f"{{{name}}} is no name; a brace that is meant as text is written twice: {{{{ or }}}}")
+        if spec or turn:  # which would fail, or not, by what a row holds
+            given = f"{name}!{turn}" if turn else f"{name}:{spec}"
+            raise ValueError(f"{{{given}}} has a format behind its name; columns come as they are: write {{{name}}}")
+    return [name for name, _, _ in found]
 
 
 class ClassifierConfig(Kind):
@@ -95,7 +98,8 @@ class VerifierConfig(Kind):
     answer: str = "answer"
     """Column with the right answer, or with a solution that ends in it."""
     timeout: float = Field(10.0, gt=0)
-    """Seconds that one response may take; a response that takes longer scores 0 and is counted."""
+    """Seconds of CPU time that one response may take, so that a busy machine makes no answer wrong; on the clock it may be four
+    times as many. A response that takes longer scores 0 and is counted."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -196,13 +200,15 @@ class CodeConfig(Kind):
     all_or_nothing: bool = False
     """1 if all tests pass, else 0."""
     timeout: float = Field(10.0, gt=0)
-    """Seconds that the code of one response may take; a response that takes longer scores 0 and is counted."""
+    """Seconds of CPU time that the code of one response may take, rounded up to whole ones, so that a busy machine makes no code
+    wrong; on the clock it may be four times as many. A response that takes longer scores 0 and is counted."""
     memory_mb: int = Field(512, ge=64)
     """Address space of the process, MiB."""
     file_mb: int = Field(1, ge=1)
     """Largest file that it may write, MiB."""
     workers: int | None = Field(None, ge=1)
-    """Responses that run at the same time; by default as many as there are processors."""
+    """Responses that run at the same time; by default as many as there are processors for this process: those that it may run on,
+    within the container's quota, shared among the ranks of the machine."""
 
     @field_validator("after")
     @classmethod
@@ -300,7 +306,7 @@ class JudgeConfig(RemoteConfig):
     temperature: float = Field(0.0, ge=0)
     """Of the judge."""
     max_tokens: int = Field(512, ge=1)
-    """Longest reply."""
+    """Longest reply. One that reaches it lacks its end, and counts as a reply without a mark."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

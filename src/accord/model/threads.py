@@ -1,4 +1,4 @@
-"""How many CPU threads this process should take: one for each core that is really its own."""
+"""How many CPU threads, and processes beside it, this process should take: what is really its own."""
 
 from __future__ import annotations
 
@@ -21,12 +21,27 @@ def default_threads(root: Path = ROOT) -> int | None:
     """
     if "OMP_NUM_THREADS" in os.environ:  # torchrun sets it to 1 for several ranks
         return None
-    processors = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    count = float(physical_cores(processors, root))
+    return _share(physical_cores(_processors(), root), root)
+
+
+def default_workers(root: Path = ROOT) -> int:
+    """Processors (hardware threads) of this process, shared among the ranks of this machine: processes that may compute at once.
+
+    Args:
+        root: see `default_threads`.
+    """
+    return _share(len(_processors()), root)
+
+
+def _processors() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def _share(count: int, root: Path) -> int:
+    """What of a number of processors the container's quota and the other ranks leave."""
     allowed = quota(root)
-    if allowed is not None:
-        count = min(count, allowed)
-    return max(1, math.floor(count / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    left = count if allowed is None else min(count, allowed)
+    return max(1, math.floor(left / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def physical_cores(processors: Iterable[int], root: Path = ROOT) -> int:

@@ -58,8 +58,7 @@ class ClassifierReward:
         hidden = _virtual_tokens(self._model) > 0 and not _in_layers(self._model)
         self._batch_size = 1 if padding is None or hidden else config.batch_size
         self._counts = Counts("cut")
-        reach = getattr(self._model.config, "max_position_embeddings", None) or 10**9
-        self._limit = min(self._tokenizer.model_max_length, reach - _virtual_tokens(self._model))
+        self._limit = min(self._tokenizer.model_max_length, _reach(self._model) - _virtual_tokens(self._model))
 
     def score(self, rollouts: Sequence[Rollout]) -> list[float | None]:
         """One score for each rollout; see `RewardSource.score`."""
@@ -179,6 +178,18 @@ def _load_model(location: Location) -> Any:
             f"{missing[0]}, and random ones would take their place"
         )
     return model
+
+
+def _reach(model: Any) -> int:
+    """How many tokens the model has positions for.
+
+    RoBERTa and its kin begin to count after the number of the padding token, which their table of positions knows as its own
+    padding: of max_position_embeddings 514 they read 512.
+    """
+    reach: int = getattr(model.config, "max_position_embeddings", None) or 10**9
+    tables = (part for name, part in model.named_modules() if name.rpartition(".")[2] == "position_embeddings")
+    before = [table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None]
+    return reach - max(before, default=0)
 
 
 def _virtual_tokens(model: Any) -> int:

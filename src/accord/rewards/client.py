@@ -26,6 +26,7 @@ T = TypeVar("T")
 PASSING = {408, 425, 429, *range(500, 600)} - {501, 505}
 """Status codes that may be another a moment later; the others will not."""
 LONGEST_PAUSE = 30.0
+"""Seconds, of those that grow from try to try. A server may ask for more."""
 ANSWER_BYTES = 64 * 2**20
 SHOWN = 300
 """Characters of an answer in a message."""
@@ -133,7 +134,7 @@ class HttpClient:
             except _PassingError as error:
                 reasons.append(str(error))
                 pause = min(self.config.pause * 2**attempt, LONGEST_PAUSE) * self._random.uniform(0.5, 1.0)
-                pause = max(pause, min(error.pause, LONGEST_PAUSE))
+                pause, asked = max(pause, error.pause), error.pause
             last = attempt + 1 == self.config.attempts
             if last or time.monotonic() + pause >= deadline:
                 break
@@ -141,6 +142,8 @@ class HttpClient:
             if stop.wait(pause):
                 break
         why = "" if len(reasons) == self.config.attempts else f"; then the deadline of {self.config.deadline:g} s came"
+        if why and time.monotonic() + asked >= deadline:
+            why = f"; it asks to wait {asked:.0f} s (Retry-After), longer than the deadline of {self.config.deadline:g} s allows"
         told = "; ".join(f"{n}. {reason}" for n, reason in enumerate(reasons, 1))
         raise RewardError(f"reward {self.label}: {place} failed, attempts: {len(reasons)}: {told}{why}")
 
@@ -230,10 +233,10 @@ def _read(response: Any, until: float) -> bytes:
 def _retry_after(value: str) -> float:
     """Seconds to wait, from a header that gives them or the date at which they are over; 0 for what is neither."""
     try:
-        return max(float(value), 0.0)
+        return max(0.0, float(value))  # in this order, for which NaN is 0
     except ValueError:
         pass
     try:
-        return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
-    except ValueError:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):  # no date, or an odd zone
         return 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 import re
 import secrets
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +24,21 @@ from typing import IO, Any, Literal
 
 from accord.config import CodeConfig
 from accord.errors import RewardError
+from accord.model.threads import default_workers
 from accord.rewards.protocol import Counts, checked_scores, describe
 from accord.types import Rollout
 
 START_SECONDS = 60.0
 """How long the process may take to start, on a busy machine, before the fault is ours."""
-REPORT_BYTES = 2**20
+CLOCK, CLOCK_MORE = 4.0, 2.0
+"""On the clock the code may take this many times its CPU seconds, and a few more: it may sleep, and the machine may be busy."""
+NEARLY = 0.8
+"""The share of its CPU seconds after which a process that was killed has used them up: the kernel's two counts differ."""
+REPORT_BYTES = 2**16
+"""More is not the sandbox's."""
 FENCE = re.compile(r"```[ \t]*(\w*)[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 """A block of code in a response; the last may lack its end."""
-PYTHON = ("", "python", "py", "python3")
+PYTHON = ("python", "py", "python3")
 ISOLATION = (
     ("--net", "--pid", "--fork", "--kill-child"),
     ("--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child"),
@@ -70,7 +77,7 @@ class CodeReward:
     def score(self, rollouts: Sequence[Rollout]) -> list[float | None]:
         """One score for each rollout; see `RewardSource.score`."""
         jobs = [self._job(index, rollout) for index, rollout in enumerate(rollouts)]
-        with ThreadPoolExecutor(self.config.workers or os.cpu_count()) as pool:
+        with ThreadPoolExecutor(self.config.workers or default_workers()) as pool:
             outcomes = list(pool.map(lambda job: None if job is None else self._run(job), jobs))
         return checked_scores(self.label, [self._value(outcome) for outcome in outcomes], rollouts)
 
@@ -92,10 +99,10 @@ class CodeReward:
         tests = columns.get(config.tests)
         if tests is None:
             return None
-        tests = [tests] if isinstance(tests, str) else list(tests)
-        if not tests or not all(isinstance(test, str) for test in tests):
+        given, tests = tests, _texts(tests)
+        if not tests:
             raise RewardError(
-                f"reward {self.label}: column {config.tests!r} of {describe(index, rollout)} holds {str(tests)[:80]}; tests are "
+                f"reward {self.label}: column {config.tests!r} of {describe(index, rollout)} holds {str(given)[:80]}; tests are "
                 "a text or a list of texts"
             )
         missing = [name for name in config.columns if columns.get(name) is None]
@@ -114,7 +121,7 @@ class CodeReward:
     def _run(self, job: dict[str, Any]) -> Outcome:
         limits = {"timeout": self.config.timeout, "memory_mb": self.config.memory_mb, "file_mb": self.config.file_mb}
         try:
-            return run(job | limits, self.config.timeout)
+            return run(job | limits, clock_seconds(self.config.timeout))
         except OSError as error:
             raise RewardError(
                 f"reward {self.label}: no process could be started for a response's code: {error}"
@@ -123,18 +130,35 @@ class CodeReward:
             raise RewardError(f"reward {self.label}: {error}") from error
 
 
+def _texts(tests: Any) -> list[str]:
+    """The tests of a row; none if the column holds something else."""
+    if isinstance(tests, str):
+        return [tests]
+    listed = list(tests) if isinstance(tests, Iterable) and not isinstance(tests, Mapping) else []
+    return listed if all(isinstance(test, str) for test in listed) else []
+
+
 def extract(response: str) -> str:
-    """The code of a response: its last block of Python between fences, or all of it if there is none."""
-    blocks = [text for language, text in FENCE.findall(response) if language.lower() in PYTHON]
-    return blocks[-1] if blocks else response
+    """The code of a response: its last block between fences that says it is Python, else the last that does not say what it is,
+    else all of it. Without a word may be what a program prints."""
+    blocks = [(language.lower(), text) for language, text in FENCE.findall(response)]
+    said = [text for language, text in blocks if language in PYTHON]
+    unsaid = [text for language, text in blocks if not language]
+    return (said or unsaid or [response])[-1]
 
 
-def run(job: dict[str, Any], timeout: float) -> Outcome:
+def clock_seconds(timeout: float) -> float:
+    """How long code may take on the clock that may take some CPU seconds."""
+    return CLOCK * timeout + CLOCK_MORE
+
+
+def run(job: dict[str, Any], seconds: float) -> Outcome:
     """Run a job of `sandbox.py` in a process of its own, and kill whatever is left of it.
 
     Args:
-        job: `before`, `code`, `tests`, and whether the first two are `joined` to one text; `memory_mb`, `file_mb`, `timeout`.
-        timeout: seconds from the moment at which the process is ready.
+        job: `before`, `code`, `tests`, and whether the first two are `joined` to one text; `memory_mb`, `file_mb`, `timeout`,
+            which are CPU seconds.
+        seconds: on the clock, from the moment at which the process is ready.
 
     Raises:
         RewardError: the process did not get so far as to run the code.
@@ -154,20 +178,39 @@ def run(job: dict[str, Any], timeout: float) -> Outcome:
                 errors.seek(0)
                 said = errors.read()[-2000:].decode(errors="replace").strip()
                 raise RewardError(f"the sandbox did not start (code {process.returncode}): {said or 'it said nothing'}")
-            text = report.line(timeout)
-            if text is not None and not text.startswith(secret):
-                with contextlib.suppress(subprocess.TimeoutExpired):  # it may have closed the pipe and go on
-                    process.wait(1.0)
-            code = process.poll()
+            text = report.line(seconds)
+            late = text is not None and not text.startswith(secret) and _out_of_time(process, job["timeout"])
     tests = len(job["tests"])
     if text is None:
-        return Outcome("timeout", 0, tests, f"took longer than {timeout:g} s")
+        return Outcome("timeout", 0, tests, f"took longer than {seconds:g} s on the clock")
+    if late:
+        return Outcome("timeout", 0, tests, f"took more than {job['timeout']:g} s of CPU time")
     if not text.startswith(secret):
-        late = code == -signal.SIGXCPU or code == 128 + signal.SIGXCPU
-        return Outcome("timeout" if late else "crashed", 0, tests, "the process ended before its tests did")
-    results = json.loads(text.removeprefix(secret))
-    wrong = [result for result in results if result is not None]
-    return Outcome("failed" if wrong else "passed", tests - len(wrong), tests, wrong[0] if wrong else "")
+        return Outcome("crashed", 0, tests, "the process ended before its tests did")
+    try:
+        said = json.loads(text.removeprefix(secret))
+        passed, error = int(said["passed"]), str(said["error"])
+    except (ValueError, KeyError, TypeError):
+        passed, error = -1, ""
+    if not 0 <= passed <= tests:
+        return Outcome("crashed", 0, tests, "the report was tampered with")
+    return Outcome("passed" if passed == tests else "failed", passed, tests, error)
+
+
+def _out_of_time(process: subprocess.Popen[bytes], timeout: float) -> bool:
+    """Whether a process that has closed its report was killed for its CPU seconds.
+
+    What it used tells, and no status does: some versions of `unshare` end with 1 after a child that was killed.
+    """
+    deadline = time.monotonic() + 1.0  # it may have closed the pipe and go on
+    with contextlib.suppress(ChildProcessError):  # where ended processes are not kept for whoever started them
+        while time.monotonic() < deadline:
+            pid, status, used = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                process.returncode = os.waitstatus_to_exitcode(status)
+                return process.returncode != 0 and used.ru_utime + used.ru_stime >= NEARLY * math.ceil(timeout)
+            time.sleep(0.005)
+    return False
 
 
 @contextlib.contextmanager

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accord.config import UrlConfig
+from accord.errors import ConfigError
 from accord.rewards.client import HttpClient
 from accord.rewards.protocol import checked_scores
 from accord.types import Rollout
@@ -17,17 +18,33 @@ class UrlReward:
     """Asks a reward server for the scores of texts.
 
     The protocol: `POST /score` with `{"prompts": [...], "responses": [...], "columns": {name: [...]}}` is answered by
-    `{"scores": [...]}`, a number or null each. `GET /health` is answered with status 200 and any JSON.
+    `{"scores": [...]}`, a number or null each. `GET /health` is answered with status 200 and any JSON, of which
+    `max_batch` and `needs_key` are read.
 
     Raises:
-        ConfigError: the key's variable is not set.
-        RewardError: nobody answers at the address.
+        ConfigError: the key's variable is not set; or the server needs a key, or takes fewer responses in a request.
+        RewardError: nobody answers at the address, or it refuses the key.
     """
 
     def __init__(self, config: UrlConfig, label: str) -> None:
         self.config, self.label = config, label
         self._client = HttpClient(config, label)
-        self._client.get("/health", min(config.timeout, HEALTH_SECONDS))
+        health = self._client.get("/health", min(config.timeout, HEALTH_SECONDS))
+        self._check(health if isinstance(health, dict) else {})
+
+    def _check(self, health: Mapping[str, Any]) -> None:
+        """What would only show after the first rollouts."""
+        if health.get("needs_key") is True and self.config.key is None:
+            raise ConfigError(
+                f"reward {self.label}: {self.config.address} asks for a key: give the name of the environment variable that "
+                "holds it as `url.key`"
+            )
+        most = health.get("max_batch")
+        if isinstance(most, int) and 0 < most < self.config.batch_size:
+            raise ConfigError(
+                f"reward {self.label}: `url.batch_size` is {self.config.batch_size}, and {self.config.address} takes {most} "
+                f"responses in a request at most: set it to {most} or less"
+            )
 
     def score(self, rollouts: Sequence[Rollout]) -> list[float | None]:
         """One score for each rollout; see `RewardSource.score`."""

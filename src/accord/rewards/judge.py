@@ -17,9 +17,11 @@ from accord.rewards.client import HttpClient
 from accord.rewards.protocol import Counts, checked_scores, describe
 from accord.types import Rollout
 
-NUMBER = re.compile(r"([-+]?\d+(?:\.\d+)?)(?:\s*/\s*\d+(?:\.\d+)?)?")
-"""A number; of `8/10` the 8."""
+NUMBER = re.compile(r"([-+]?(?:\d+(?:\.\d+)?|(?<![\w.])\.\d+))(?:\s*/\s*\d+(?:\.\d+)?)?")
+"""A number; of `8/10` the 8. A point alone begins one where no word, number or other point stands before it: `...8` is 8."""
 REGEX_SECONDS = 5.0
+CUT = {"length": "cut at `max_tokens`", "content_filter": "cut by the endpoint's filter"}
+"""Reasons to finish that leave a reply without its end, where the mark is: what a number in the rest means is not known."""
 AGAIN = "Your reply has no mark that can be read. Reply again, and end with the mark in the form that was asked for."
 
 
@@ -40,30 +42,33 @@ class JudgeReward:
         deadline = time.monotonic() + self.config.deadline
         scores: list[float | None] = [None] * len(rollouts)
         left = {i: self._messages(r) for i, r in enumerate(rollouts) if self._applies(r)}
-        replies: dict[int, str] = {}
+        replies: dict[int, tuple[str, str | None]] = {}
         for _ in range(self.config.questions):
             asked = list(left)
             bodies = [self._body(left[i]) for i in asked]
-            answers = self._client.post_all("/chat/completions", bodies, lambda _, answer: _content(answer), deadline)
+            answers = self._client.post_all("/chat/completions", bodies, lambda _, answer: _reply(answer), deadline)
             for index, reply in zip(asked, answers, strict=True):
-                scores[index], replies[index] = self.mark(reply), reply
+                (text, cut), replies[index] = reply, reply
+                scores[index] = self.mark(text) if cut is None else None
                 if scores[index] is not None:
                     del left[index]
                 else:
                     self._counts.add("no_mark")
                     left[index] = [
                         *left[index],
-                        {"role": "assistant", "content": reply},
+                        {"role": "assistant", "content": text},
                         {"role": "user", "content": AGAIN},
                     ]
             if not left:
                 break
         if left and self.config.on_unparsable == "error":
             index = min(left)
+            text, cut = replies[index]
+            how = f", {CUT[cut]}" if cut else ""
             raise RewardError(
                 f"reward {self.label}: no mark from {self.config.min:g} to {self.config.max:g} can be read from the reply of "
                 f"{self.config.model}, asked {self.config.questions} times about {describe(index, rollouts[index])}; the last "
-                f"reply: {replies[index][:300]!r}. Change `prompt`, `json_key` or `regex`, or set `on_unparsable: none`"
+                f"reply{how}: {text[:300]!r}. Change `prompt`, `json_key` or `regex`, or set `on_unparsable: none`"
             )
         return checked_scores(self.label, scores, rollouts)
 
@@ -106,12 +111,14 @@ class JudgeReward:
         }
 
 
-def _content(answer: Any) -> str:
+def _reply(answer: Any) -> tuple[str, str | None]:
+    """The text of a chat completion, and the key of `CUT` where it lacks its end."""
     try:
-        content = answer["choices"][0]["message"]["content"]
-    except (KeyError, IndexError, TypeError):
+        choice = answer["choices"][0]
+        content, reason = choice["message"]["content"], choice.get("finish_reason")
+    except (KeyError, IndexError, TypeError, AttributeError):
         raise ValueError(f"the answer is no chat completion: {str(answer)[:200]}") from None
-    return content if isinstance(content, str) else ""
+    return content if isinstance(content, str) else "", reason if str(reason) in CUT else None
 
 
 def _last_group(pattern: str, reply: str) -> float | None:
@@ -142,6 +149,6 @@ def _number(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None

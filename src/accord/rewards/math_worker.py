@@ -1,16 +1,19 @@
 """The process in which math-verify runs: JSON lines in, JSON lines out. Started by `verifier.py`, never imported.
 
-It is a process of its own because sympy can take for ever: a signal ends what is Python, and a kill what is not.
+It is a process of its own because sympy can take for ever: a signal ends what is Python, and a kill what is not. Both count CPU
+time, so that a busy machine makes no answer wrong.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import resource
 import signal
 import sys
+import time
 from typing import Any
 
 MARK = "####"
@@ -22,6 +25,8 @@ WORDS = re.compile(
 """Begins with a word, as headings and sentences do, and formulas do not."""
 MEMORY = 4 * 2**30
 """Bytes of address space; a power tower would take all there is."""
+GRACE_SECONDS = 2
+"""CPU seconds from the signal, which Python sees between two of its instructions, to the kill."""
 
 
 class _Late(BaseException):
@@ -75,6 +80,14 @@ def _stop(*_: Any) -> None:
     raise _Late
 
 
+def _give(seconds: float) -> None:
+    """Let this process take so many CPU seconds from now on."""
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    last = math.ceil(time.process_time() + seconds) + GRACE_SECONDS
+    resource.setrlimit(resource.RLIMIT_CPU, (last if hard == resource.RLIM_INFINITY else min(last, hard), hard))
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
 def main() -> None:
     """Answer requests until the input ends."""
     import math_verify  # now, so that the first answer is as fast as the others
@@ -82,19 +95,19 @@ def main() -> None:
     assert math_verify is not None
     logging.disable(logging.CRITICAL)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    signal.signal(signal.SIGALRM, _stop)
+    signal.signal(signal.SIGPROF, _stop)
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        signal.setitimer(signal.ITIMER_REAL, request["timeout"])
         try:
+            _give(request["timeout"])
             verdict = _judge(request["gold"], request["response"])
         except _Late:
             verdict = "timeout"
         except (MemoryError, RecursionError, OverflowError):
             verdict = "different"  # no answer that a person could have meant
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(verdict), flush=True)
 
 

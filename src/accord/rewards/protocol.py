@@ -119,12 +119,16 @@ def _tokens(source: str, scores: Sequence[Any], index: int, rollout: Rollout) ->
 def _number(source: str, score: Any, what: str) -> float:
     if not isinstance(score, Real):
         raise RewardError(f"reward {source} gave {score!r} for {what}; a score is a number or None")
-    if not math.isfinite(score):
+    try:
+        number = float(score)
+    except OverflowError:  # a whole number or a fraction
+        raise RewardError(f"reward {source} gave a number too large for a float for {what}") from None
+    if not math.isfinite(number):
         raise RewardError(
-            f"reward {source} gave {float(score)} for {what}; a score must be finite. "
+            f"reward {source} gave {number} for {what}; a score must be finite. "
             "Return None where the reward does not apply"
         )
-    return float(score)
+    return number
 
 
 def with_scores(rollout: Rollout, scores: Mapping[str, Score], weights: Mapping[str, float]) -> Rollout:

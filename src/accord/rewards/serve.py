@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -94,7 +95,8 @@ class RewardServer(ThreadingHTTPServer):
 
     def health(self) -> dict[str, Any]:
         """What `GET /health` says."""
-        return {"status": "ok", "rewards": self.rewards.labels, "max_batch": self.limits.batch}
+        known = {"rewards": self.rewards.labels, "max_batch": self.limits.batch, "needs_key": self.key is not None}
+        return {"status": "ok", **known}
 
     def score(self, request: Any) -> dict[str, Any]:
         """The answer to a request's JSON.
@@ -181,6 +183,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, path: str, act: Callable[[], Mapping[str, Any]]) -> None:
         self.server.enter(1)
+        length = self.headers.get("Content-Length", "")
+        self._unread = int(length) if length.isascii() and length.isdigit() and len(length) < 20 else None
+        self._deadline = time.monotonic() + READ_SECONDS
         try:
             self._check(path)
             status, content = 200, act()
@@ -207,31 +212,48 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header("Retry-After", "1")
             self.end_headers()
             self.wfile.write(raw)
+            self._drain()
         finally:
             self.server.enter(-1)
+
+    def _drain(self) -> None:
+        """Take in what was not read of a refused request: a connection closed before is reset, and the answer is lost with it."""
+        with suppress(ConnectionError, TimeoutError):
+            while self._unread and time.monotonic() < self._deadline and self._part():
+                pass
+
+    def _part(self) -> bytes:
+        """The next part of the body; nothing if the client sends no more."""
+        assert self._unread is not None
+        part: bytes = self.rfile.read1(min(65536, self._unread))  # type: ignore[attr-defined]
+        self._unread -= len(part)
+        return part
 
     def _check(self, path: str) -> None:
         if self.path.partition("?")[0].rstrip("/") != path:
             raise _AnswerError(404, f"there is nothing at {self.path}: POST /score and GET /health")
         key = self.server.key
-        if key is not None and path == "/score":
-            given = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        given = self.headers.get("Authorization")
+        if key is not None and (
+            path == "/score" or given is not None
+        ):  # a probe of health has no key, a client shows its own
+            given = (given or "").removeprefix("Bearer ")
             if not hmac.compare_digest(given.encode(), key.encode()):
                 raise _AnswerError(401, "the key is missing or wrong: send it as a bearer token")
 
     def _body(self) -> Any:
-        length, most = self.headers.get("Content-Length", ""), self.server.limits.megabytes * 2**20
-        if not length.isdigit():
+        length, most = self._unread, self.server.limits.megabytes * 2**20
+        if length is None:
             raise _AnswerError(411, "a request needs its Content-Length")
-        if int(length) > most:
+        if length > most:
             raise _AnswerError(413, f"a request of {length} bytes; at most {most} are read: send smaller batches")
-        raw, deadline = b"", time.monotonic() + READ_SECONDS
-        while len(raw) < int(length):
-            part = self.rfile.read1(min(65536, int(length) - len(raw)))  # type: ignore[attr-defined]
+        raw = bytearray()
+        while self._unread:
+            part = self._part()
             if not part:
                 raise _AnswerError(400, f"the request broke off after {len(raw)} of {length} bytes")
             raw += part
-            if time.monotonic() > deadline:
+            if time.monotonic() > self._deadline:
                 raise _AnswerError(408, f"the request took longer than {READ_SECONDS:g} s to arrive")
         try:
             return json.loads(raw)

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,8 +25,9 @@ from accord.types import Rollout
 
 START_SECONDS = 60.0
 """How long the process may take to import sympy."""
-GRACE_SECONDS = 5.0
-"""How long after its own deadline the process may still answer before it is killed."""
+CLOCK, GRACE_SECONDS = 4.0, 5.0
+"""On the clock the process may take this many times the CPU seconds of a response, and a few more, before it is killed: on a busy
+machine CPU time is long in coming."""
 
 
 class MathReward:
@@ -119,9 +121,11 @@ class Worker:
         except BrokenPipeError:
             self._end()
             return "ended"
-        verdict = self._read(timeout + GRACE_SECONDS)
+        verdict = self._read(CLOCK * timeout + GRACE_SECONDS)
         if verdict in ("killed", "ended"):
             self._end()
+            if self._process.returncode == -signal.SIGXCPU:  # its CPU seconds were used up where no signal reached it
+                return "killed"
         return verdict
 
     def _read(self, seconds: float) -> str:
