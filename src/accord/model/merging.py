@@ -21,9 +21,9 @@ from accord.model.loading import (
     load_tokenizer,
     load_weights,
     locate,
-    quiet_progress,
 )
 from accord.model.methods import METHOD_OF
+from accord.model.saving import save_model
 from accord.model.score_facts import read_facts, write_facts
 
 TAKEN_FROM_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -144,8 +144,7 @@ def merge(adapter: Path, output: Path, dtype: torch.dtype, trust_remote_code: bo
     merged = folded_in(base, location.adapter)
     if scorer or facts is not None:
         merged.config.pad_token_id = distinct_padding(tokenizer)
-    with quiet_progress():
-        merged.to(dtype).save_pretrained(output)
+    save_model(merged.to(dtype), output)
     tokenizer.save_pretrained(output)
     stored = read_facts(location) if scorer else None
     if stored is not None:
