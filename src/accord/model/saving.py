@@ -26,9 +26,9 @@ def save_model(model: Any, folder: Path) -> None:
 def mend_generation(model: Any) -> None:
     """Make a generation config one that transformers writes.
 
-    transformers reads a temperature, `top_p` or `top_k` without `do_sample` with a warning and refuses to save it, which would end
-    a run after all its work. Who set one of them meant to sample. Of a config that is still refused, such as one of beam search
-    without beams, the special tokens are kept.
+    transformers reads a temperature, `top_p` or `top_k` without `do_sample` with a warning and refuses to save it, which would
+    end a run after all its work. Who set one of them meant to sample. Of a config that is still refused, such as one of beam
+    search without beams, the special tokens are kept.
     """
     own: GenerationConfig | None = getattr(model, "generation_config", None)
     if own is None or not model.can_generate() or _is_accepted(own):
