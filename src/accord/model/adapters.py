@@ -179,9 +179,11 @@ class AdapterSet:
                 f"take them: fold it in with `accord merge {folder} FOLDER` and use FOLDER"
             )
 
-    def copy(self, source: str, target: str) -> None:
-        """Add an adapter with the same shape and weights as another."""
+    def copy(self, source: str, target: str, dropout: float | None = None) -> None:
+        """Add an adapter with the same shape and weights as another, and with a dropout of its own if one is given."""
         config = self.config(source)
+        if dropout is not None and hasattr(config, "lora_dropout"):
+            config.lora_dropout = dropout
         config.base_model_name_or_path = None
         self.add(target, config)
         if source in self.prompts:  # with the network that makes the virtual tokens, which peft does not save

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import peft
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from accord.config import AdaLoraConfig, AdapterConfig, IA3Config, LoraConfig, PrefixConfig, PromptConfig, PTuningConfig
 from accord.model.loading import trunk_of
@@ -82,6 +84,54 @@ def peft_config(config: AdapterConfig, tokenizer: str) -> peft.PeftConfig:
         encoder_num_layers=config.layers or 2,
         encoder_dropout=config.dropout,
         task_type=task,
+    )
+
+
+def kept_options(config: Any) -> dict[str, Any]:
+    """What a saved adapter is, in the words of the recipe's section: the options that a run which goes on from it cannot change.
+    Dropout of layers is none of them, and networks that made virtual tokens are gone.
+
+    Args:
+        config: peft's, of a method that recipes have.
+    """
+    options: dict[str, Any] = {}
+    if hasattr(config, "target_modules"):
+        targets = config.target_modules
+        options["targets"] = targets if isinstance(targets, str) or targets is None else tuple(sorted(targets))
+    if isinstance(config, peft.AdaLoraConfig):
+        return options | {
+            "init_r": config.init_r,
+            "target_r": config.target_r,
+            "alpha": config.lora_alpha,
+            "every": config.deltaT,
+            "beta1": config.beta1,
+            "beta2": config.beta2,
+            "orthogonality": config.orth_reg_weight,
+        }
+    if isinstance(config, peft.LoraConfig):
+        more = {"rslora": config.use_rslora, "dora": config.use_dora}
+        return options | {"r": config.r, "alpha": config.lora_alpha} | more
+    if isinstance(config, peft.IA3Config):
+        return options | {"feedforward": tuple(sorted(config.feedforward_modules or ()))}
+    options["tokens"] = config.num_virtual_tokens
+    if isinstance(config, peft.PrefixTuningConfig):
+        options |= {"projection": False, "hidden": None}
+    if isinstance(config, peft.PromptEncoderConfig):
+        options |= {"dropout": 0.0}
+    return options
+
+
+def leaves_out_layers(model: PreTrainedModel) -> bool:
+    """Whether the adapters on a base leave out a layer that `all-linear` would reach."""
+    unsuited = unsuited_layers(model) or ()
+    wrapped = {id(inner) for layer in model.modules() if isinstance(layer, BaseTunerLayer) for inner in layer.modules()}
+    output = model.get_output_embeddings()
+    return any(
+        isinstance(module, (nn.Linear, Conv1D))
+        and id(module) not in wrapped
+        and module is not output
+        and not any(f".{name}".endswith(f".{other}") for other in unsuited)
+        for name, module in model.named_modules()
     )
 
 

@@ -18,6 +18,7 @@ from accord.model.loading import load_tokenizer, locate, read_config
 from accord.model.merging import has_virtual_tokens, method_of_folder
 from accord.model.roles import Roles
 from accord.recipes.family import check_family, reading_facts
+from accord.recipes.going_on import learning_adapter
 from accord.training.loop import seed_everything
 from accord.training.optim import check_optimizer
 from accord.training.parallel import Ranks
@@ -211,7 +212,8 @@ def model_facts(recipe: Recipe, roles: Roles, weights: Mapping[str, nn.Parameter
     """What learns, on what, where."""
     total = roles.model.num_parameters()
     learnt = sum(parameter.numel() for parameter in weights.values())
-    kind = "all weights" if recipe.adapter is None else recipe.adapter.describe()
+    adapter = learning_adapter(recipe, roles)
+    kind = "all weights" if adapter is None else adapter.describe()
     return (
         {
             "model": f"{recipe.model.source} ({total / 1e6:.1f}M parameters, {_precision(recipe.model, roles)})",
