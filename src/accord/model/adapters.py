@@ -19,7 +19,7 @@ from accord.config import METHODS, AdaLoraConfig
 from accord.errors import ConfigError, ModelError
 from accord.model.lora import use_thin_layers
 from accord.model.merging import refuse_changed_base
-from accord.model.methods import METHOD_OF, unsuited_layers
+from accord.model.methods import METHOD_OF, check_dora, unsuited_layers
 from accord.model.prompts import VirtualTokens, check_virtual_tokens
 from accord.model.ranks import RankBudget
 from accord.model.reading import choose_reading
@@ -59,8 +59,14 @@ class AdapterSet:
         """Put a fresh adapter on the base.
 
         Raises:
-            ConfigError: no module of the model has a name that the adapter targets, or its architecture is not known.
+            ConfigError: no module of the model has a name that the adapter targets, its architecture is not known, or DoRA would
+                get the weights of a quantised base wrong.
         """
+        if getattr(config, "use_dora", False):
+            layers = (
+                module for module in self.model.modules() if hasattr(module, "quant_state")
+            )  # bitsandbytes' 4-bit ones
+            check_dora(f"the adapter {name} is DoRA", self.base_path, (layer.in_features for layer in layers))  # type: ignore[misc]
         if not config.is_prompt_learning:
             config.task_type = task_type(self.model)
         if getattr(config, "target_modules", None) == "all-linear":

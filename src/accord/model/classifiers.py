@@ -24,7 +24,7 @@ from transformers.utils import cached_file
 
 from accord.errors import ModelError
 from accord.model.heads import ClassHead
-from accord.model.loading import ADAPTER_CONFIG, Location, distinct_padding, quiet_progress, read_config, source_of
+from accord.model.loading import Location, distinct_padding, quiet_progress, read_adapter_config, read_config, source_of
 
 FILE = "accord_labels.json"
 """Names of the classes, beside an adapter's weights: peft keeps none."""
@@ -201,7 +201,7 @@ def read_labels(location: Location, trust_remote_code: bool = False) -> ClassFac
 
 def _unnamed(adapter: Path) -> ClassFacts | None:
     """Of an adapter that was not made by Accord: as many labels as its head has rows, under transformers' names for them."""
-    task = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("task_type")
+    task = read_adapter_config(adapter).get("task_type")
     level = next((level for level, name in TASKS.items() if name == task), None)
     rows = head_rows(adapter) if level is not None else None
     if level is None or rows is None or rows < 2:

@@ -73,11 +73,29 @@ def locate(path: str) -> Location:
 
 
 def _on_its_base(adapter: Path) -> Location:
-    base = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base:
+    base = read_adapter_config(adapter).get("base_model_name_or_path")
+    if not base or not isinstance(base, str):
         raise ModelError(f"{adapter / ADAPTER_CONFIG} does not name its base model (base_model_name_or_path)")
     beside = adapter / base
     return Location(str(beside) if not Path(base).exists() and beside.exists() else base, adapter)
+
+
+def read_adapter_config(adapter: Path) -> dict[str, Any]:
+    """What peft wrote about a saved adapter.
+
+    Raises:
+        ModelError: the file is damaged, or does not say of which kind the adapter is.
+    """
+    file = adapter / ADAPTER_CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read ({error}): save or fetch the adapter again") from error
+    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
+        raise ModelError(
+            f"{file} does not say which kind of adapter this is (peft_type): save or fetch the adapter again"
+        )
+    return config
 
 
 def _locate_gguf(path: str, file: Path) -> Location:
@@ -150,7 +168,7 @@ def read_config(base: str, trust_remote_code: bool = False) -> Any:
 def is_scorer(location: Location, trust_remote_code: bool = False) -> bool:
     """Whether a location is a reward model: a sequence classifier, or an adapter that is one."""
     if location.adapter is not None:
-        return json.loads((location.adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("task_type") == "SEQ_CLS"
+        return bool(read_adapter_config(location.adapter).get("task_type") == "SEQ_CLS")
     architectures = read_config(location.base, trust_remote_code).architectures or []
     return any("SequenceClassification" in name for name in architectures)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,12 @@ from accord.errors import ModelError
 from accord.model.card import write_card
 from accord.model.classifiers import load_for_adapter, read_labels
 from accord.model.loading import (
-    ADAPTER_CONFIG,
     distinct_padding,
     is_scorer,
     load_tokenizer,
     load_weights,
     locate,
+    read_adapter_config,
 )
 from accord.model.methods import METHOD_OF
 from accord.model.saving import save_model
@@ -34,13 +33,8 @@ REPEATABLE = ("pissa", "olora")
 
 def method_of_folder(folder: Path) -> str:
     """The method of a saved adapter, as recipes call it; peft's own name if they have none."""
-    kind = str(_read_config(folder).get("peft_type"))
+    kind = str(read_adapter_config(folder)["peft_type"])
     return METHOD_OF.get(kind, kind)
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    return config
 
 
 def refuse_changed_base(folder: Path, repeatable: bool = False) -> None:
@@ -53,7 +47,7 @@ def refuse_changed_base(folder: Path, repeatable: bool = False) -> None:
     Raises:
         ModelError: it does.
     """
-    start = str(_read_config(folder).get("init_lora_weights")).lower()
+    start = str(read_adapter_config(folder).get("init_lora_weights")).lower()
     if not start.startswith(TAKEN_FROM_BASE) or (repeatable and start in REPEATABLE):
         return
     how = "convert it to plain LoRA where it was made (peft: save_pretrained(..., path_initial_model_for_weight_conversion=...))"

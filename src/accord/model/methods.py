@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import peft
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from accord.config import AdaLoraConfig, AdapterConfig, IA3Config, LoraConfig, PrefixConfig, PromptConfig, PTuningConfig
+from accord.errors import ConfigError
 from accord.model.loading import trunk_of
 
 METHOD_OF: dict[str, str] = {
@@ -85,6 +87,25 @@ def peft_config(config: AdapterConfig, tokenizer: str) -> peft.PeftConfig:
         encoder_dropout=config.dropout,
         task_type=task,
     )
+
+
+def check_dora(what: str, base: str, widths: Iterable[int]) -> None:
+    """Refuse DoRA on an NF4 base whose layers are not whole blocks.
+
+    Args:
+        what: that is DoRA: a key of the recipe or a saved adapter.
+        base: the model, for the message.
+        widths: `in_features` of its layers that are, or will be, NF4.
+
+    Raises:
+        ConfigError: one of them is no multiple of 64.
+    """
+    odd = next((width for width in widths if width % 64), None)
+    if odd is not None:
+        raise ConfigError(
+            f"{what}: peft dequantises weights with bitsandbytes, which gets NF4 wrong on a CPU for a width of {odd}, no "
+            f"multiple of 64, as {base} has; use model.quantize: int8 or none, or an adapter without DoRA (dora: false)"
+        )
 
 
 def kept_options(config: Any) -> dict[str, Any]:

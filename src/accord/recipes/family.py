@@ -13,7 +13,16 @@ from accord.data import read_records
 from accord.errors import ConfigError, DataError
 from accord.model.classifiers import head_shape
 from accord.model.forward import why_whole
-from accord.model.loading import check_quantizable, locate, make_skeleton, read_config, refuse_scorer, trunk_of
+from accord.model.loading import (
+    check_quantizable,
+    locate,
+    make_skeleton,
+    read_adapter_config,
+    read_config,
+    refuse_scorer,
+    trunk_of,
+)
+from accord.model.methods import check_dora
 from accord.model.prompts import check_virtual_tokens
 from accord.model.reading import Reading, choose_reading, way_of
 from accord.model.roles import Roles
@@ -52,14 +61,18 @@ def _check_quantize(recipe: Recipe, base: str, skeleton: PreTrainedModel) -> Non
             'pip install "accord[quant]"'
         )
     check_quantizable(base, skeleton)
-    if recipe.model.quantize == "nf4" and getattr(recipe.adapter, "dora", False):
+    dora = _dora(recipe)
+    if recipe.model.quantize == "nf4" and dora is not None:
         layers = (module for module in trunk_of(skeleton).modules() if isinstance(module, nn.Linear))
-        odd = next((layer.in_features for layer in layers if layer.in_features % 64), None)
-        if odd is not None:
-            raise ConfigError(
-                f"adapter.dora: peft dequantises weights with bitsandbytes, which gets NF4 wrong on a CPU for a width of {odd}, "
-                f"no multiple of 64, as {base} has; use model.quantize: int8, or dora: false"
-            )
+        check_dora(dora, base, (layer.in_features for layer in layers))
+
+
+def _dora(recipe: Recipe) -> str | None:
+    """What makes the adapter a DoRA one: the recipe, or that which it goes on from; `None` if it is none."""
+    folder = locate(recipe.model.source).adapter
+    if folder is not None:
+        return f"{folder} is a DoRA adapter" if read_adapter_config(folder).get("use_dora") else None
+    return "adapter.dora" if getattr(recipe.adapter, "dora", False) else None
 
 
 def _check_prompts(recipe: Recipe, base: str) -> None:
