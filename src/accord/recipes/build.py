@@ -14,7 +14,7 @@ from accord.config.optim import OWN_SCHEDULES
 from accord.data import Encoded, Encoder, Loaded, read_records, set_chat_template, stop_ids
 from accord.errors import ConfigError, ModelError
 from accord.model.device import choose_device
-from accord.model.loading import load_tokenizer, locate, read_config
+from accord.model.loading import load_tokenizer, locate, read_adapter_config, read_config
 from accord.model.merging import has_virtual_tokens, method_of_folder
 from accord.model.roles import Roles
 from accord.recipes.family import check_family, reading_facts
@@ -95,9 +95,19 @@ def _positions(config: Any) -> int | None:
 
 
 def longest_allowed(recipe: Recipe) -> int:
-    """Tokens that neither `data.max_tokens` nor the model's positions forbid."""
+    """Tokens that neither `data.max_tokens` nor the model's positions forbid; virtual tokens take positions too."""
     config = read_config(locate(recipe.model.source).base, recipe.model.trust_remote_code)
-    return min(recipe.data.max_tokens, _positions(config) or recipe.data.max_tokens)
+    positions = _positions(config)
+    return min(recipe.data.max_tokens, recipe.data.max_tokens if positions is None else positions - _virtual(recipe))
+
+
+def _virtual(recipe: Recipe) -> int:
+    """The most virtual tokens that policy or reference will put before a sequence."""
+    start = locate(recipe.model.source).adapter
+    reference = getattr(getattr(recipe, "reference", None), "path", None)
+    folders = [start, locate(reference).adapter if reference is not None else None]
+    saved = [read_adapter_config(folder).get("num_virtual_tokens") or 0 for folder in folders if folder is not None]
+    return max([*saved, getattr(recipe.adapter, "tokens", 0) if start is None else 0])
 
 
 def check_tokenizer(path: str, roles: Roles) -> None:
