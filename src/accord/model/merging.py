@@ -21,7 +21,7 @@ from accord.model.loading import (
     locate,
     read_adapter_config,
 )
-from accord.model.methods import METHOD_OF
+from accord.model.methods import METHOD_OF, PAST_LAYER
 from accord.model.saving import save_model
 from accord.model.score_facts import read_facts, write_facts
 
@@ -91,7 +91,7 @@ def folded_in(model: Any, folder: Path) -> Any:
 
     Raises:
         ModelError: the adapter changes one of several layers that are one weight, such as a tied embedding: all would change;
-            or the weights below it are not known.
+            or a layer that its family reads past; or the weights below it are not known.
     """
     refuse_changed_base(folder, repeatable=True)
     layers_of: dict[int, list[str]] = {}
@@ -106,7 +106,19 @@ def folded_in(model: Any, folder: Path) -> Any:
                 f"{folder} adapts {layer}, whose weight is also that of {others} (tie_word_embeddings), so folded in it would "
                 "change both: use the adapter as it is, or train one without that layer (adapter.targets)"
             )
+        if layer.rpartition(".")[2] in PAST_LAYER.get(model.config.model_type, ()) and _adds(
+            wrapped.base_model.model.get_submodule(layer)
+        ):
+            raise ModelError(
+                f"{folder} adapts {layer}, whose weight {model.config.model_type} reads past the adapter, so folded in it would "
+                "do what it does not do as an adapter: use the adapter as it is, or train one without that layer (adapter.targets)"
+            )
     return wrapped.merge_and_unload(safe_merge=True)
+
+
+def _adds(layer: Any) -> bool:
+    """Whether an adapted layer differs from the one below it; what never learnt does not."""
+    return bool(layer.get_delta_weight("default").any()) if hasattr(layer, "get_delta_weight") else True
 
 
 def merge(adapter: Path, output: Path, dtype: torch.dtype, trust_remote_code: bool = False) -> Path:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import peft
@@ -89,6 +90,35 @@ def peft_config(config: AdapterConfig, tokenizer: str) -> peft.PeftConfig:
     )
 
 
+def check_targets(targets: str | Sequence[str] | None, base: str, model: PreTrainedModel) -> None:
+    """Refuse to adapt layers on which nothing would be learnt.
+
+    Args:
+        targets: `adapter.targets`.
+        base: the model, for the message.
+        model: it may be without weights.
+
+    Raises:
+        ConfigError: one of them is a layer that the family reads past.
+    """
+    past = PAST_LAYER.get(model.config.model_type, ())
+    if not past or targets is None or targets == "all-linear":
+        return
+    for name, module in model.named_modules():
+        last = name.rpartition(".")[2]
+        asked = re.fullmatch(targets, name) if isinstance(targets, str) else _ends_with_one(name, targets)
+        if asked and last in past and isinstance(module, nn.Linear):
+            raise ConfigError(
+                f"adapter.targets: {base} ({model.config.model_type}) multiplies with the weight of {last} itself instead of "
+                f"calling the layer, so an adapter on it would never learn; leave {last} out"
+            )
+
+
+def _ends_with_one(name: str, targets: Sequence[str]) -> bool:
+    """Whether peft takes a module for one of the targets."""
+    return any(f".{name}".endswith(f".{target}") for target in targets)
+
+
 def check_dora(what: str, base: str, widths: Iterable[int]) -> None:
     """Refuse DoRA on an NF4 base whose layers are not whole blocks.
 
@@ -151,7 +181,7 @@ def leaves_out_layers(model: PreTrainedModel) -> bool:
         isinstance(module, (nn.Linear, Conv1D))
         and id(module) not in wrapped
         and module is not output
-        and not any(f".{name}".endswith(f".{other}") for other in unsuited)
+        and not _ends_with_one(name, unsuited)
         for name, module in model.named_modules()
     )
 
@@ -167,9 +197,14 @@ FUSED = {
 """Families that hand the weight of `out_proj` to a kernel instead of calling the layer."""
 
 
+PAST_LAYER = {"mamba": ("x_proj", "dt_proj"), "falcon_mamba": ("x_proj", "dt_proj"), "jamba": ("dt_proj",)}
+"""Families that multiply with the weight of a linear layer themselves instead of calling the layer (`dt_proj`), or hand it to a
+kernel where there is one (`x_proj`): an adapter on it would never learn."""
+
+
 def unsuited_layers(model: PreTrainedModel) -> list[str] | None:
-    """Linear layers that `all-linear` leaves out: those of an image tower, which no text reaches, and `out_proj` of
-    state-space layers whose fused kernels read its weight past any adapter."""
+    """Linear layers that `all-linear` leaves out: those of an image tower, which no text reaches, and those of state-space layers
+    whose weight is read past any adapter, by their code or by fused kernels."""
     inside = {id(module) for module in trunk_of(model).modules()}
     names = [
         name
@@ -178,4 +213,5 @@ def unsuited_layers(model: PreTrainedModel) -> list[str] | None:
     ]
     if model.config.model_type in FUSED:
         names.append("out_proj")
+    names += PAST_LAYER.get(model.config.model_type, ())
     return names or None

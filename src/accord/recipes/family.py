@@ -22,7 +22,7 @@ from accord.model.loading import (
     refuse_scorer,
     trunk_of,
 )
-from accord.model.methods import check_dora
+from accord.model.methods import check_dora, check_targets
 from accord.model.prompts import check_virtual_tokens
 from accord.model.reading import Reading, choose_reading, way_of
 from accord.model.roles import Roles
@@ -49,6 +49,8 @@ def check_family(recipe: Recipe) -> Reading:
         head_shape(base, config, recipe.algorithm.level)
     if recipe.adapter is not None and not type(recipe.adapter).mergeable:
         check_virtual_tokens(recipe.adapter.method, base, reading)
+    if locate(recipe.model.source).adapter is None:
+        check_targets(getattr(recipe.adapter, "targets", None), base, skeleton)
     if reading.way == "encoder-decoder" and not isinstance(recipe, RolloutRecipe):
         _check_prompts(recipe, base)
     return reading
