@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -134,8 +135,8 @@ def load_tokenizer(config: ModelConfig, location: Location) -> PreTrainedTokeniz
     source, file = (str(location.adapter), {}) if own else source_of(location.base)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code, **file)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"no tokenizer could be loaded from {source}: {_first_line(error)}") from error
+    except Exception as error:  # of a damaged file the tokenizers library raises a bare Exception
+        raise ModelError(f"no tokenizer could be loaded from {source}: {first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {source} has no EOS token, so no response could end; set eos_token in it")
     if tokenizer.pad_token_id is None:
@@ -162,7 +163,7 @@ def read_config(base: str, trust_remote_code: bool = False) -> Any:
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **file)
     except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read the model {base}: {_first_line(error)}") from error
+        raise ModelError(f"cannot read the model {base}: {first_line(error)}") from error
 
 
 def is_scorer(location: Location, trust_remote_code: bool = False) -> bool:
@@ -226,8 +227,8 @@ def load_weights(
                 )
             else:
                 loaded = load_streaming(base, skeleton, config, device, tensors or open_tensors(base), quantize, own)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"the model {base} cannot be loaded: {_first_line(error)}") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"the model {base} cannot be loaded: {first_line(error)}") from error
     model, report = loaded
     missing = set(report["missing_keys"]) - ({"score.weight"} if headless else set())
     if missing:
@@ -284,7 +285,7 @@ def make_skeleton(base: str, config: Any, scorer: bool = False, trust_remote_cod
                 config, trust_remote_code=trust_remote_code
             )
     except ValueError as error:
-        raise ModelError(f"{base} is no model of a kind that is needed here: {_first_line(error)}") from error
+        raise ModelError(f"{base} is no model of a kind that is needed here: {first_line(error)}") from error
     if not scorer:
         refuse_head(base, skeleton)
     return skeleton
@@ -362,8 +363,9 @@ def head_size(model: PreTrainedModel) -> int:
     return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+def first_line(error: Exception) -> str:
+    """What an error says, for the end of a message of ours; its kind, if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def distinct_padding(tokenizer: PreTrainedTokenizerBase) -> int | None:

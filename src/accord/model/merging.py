@@ -11,10 +11,12 @@ import torch
 from accord.config import METHODS, ModelConfig
 from accord.data.conditioning import read_conditioning
 from accord.errors import ModelError
+from accord.model.adapter_files import is_factor, saved_config, saved_tensors
 from accord.model.card import write_card
 from accord.model.classifiers import load_for_adapter, read_labels
 from accord.model.loading import (
     distinct_padding,
+    first_line,
     is_scorer,
     load_tokenizer,
     load_weights,
@@ -98,7 +100,7 @@ def folded_in(model: Any, folder: Path) -> Any:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         layers_of.setdefault(id(parameter), []).append(name.rpartition(".")[0])
     tied = {layer: layers for layers in layers_of.values() if len(layers) > 1 for layer in layers}
-    wrapped: Any = peft.PeftModel.from_pretrained(model, str(folder))
+    wrapped = _wrapped(model, folder)
     for layer in wrapped.base_model.targeted_module_names:
         if layer in tied:
             others = ", ".join(other for other in tied[layer] if other != layer)
@@ -111,9 +113,37 @@ def folded_in(model: Any, folder: Path) -> Any:
         ):
             raise ModelError(
                 f"{folder} adapts {layer}, whose weight {model.config.model_type} reads past the adapter, so folded in it would "
-                "do what it does not do as an adapter: use the adapter as it is, or train one without that layer (adapter.targets)"
+                "do what it does not as an adapter: use the adapter as it is, or train one without that layer (adapter.targets)"
             )
     return wrapped.merge_and_unload(safe_merge=True)
+
+
+def _wrapped(model: Any, folder: Path) -> Any:
+    """The model with a saved adapter on it.
+
+    Raises:
+        ModelError: the adapter is damaged, or was trained on another base.
+    """
+    saved_config(folder)
+    tensors = saved_tensors(folder)
+    why = f"{folder} does not fit its base {model.name_or_path or type(model).__name__}"
+    again = (
+        "the base is another than the adapter was trained on (base_model_name_or_path), or one of the two is damaged"
+    )
+    try:
+        wrapped = peft.PeftModel.from_pretrained(model, str(folder))
+        told: Any = peft.set_peft_model_state_dict(
+            wrapped, tensors
+        )  # the same once more: only this one says what did not fit
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise ModelError(f"{why}: {again}. {first_line(error)}") from error
+    odd = [key for key in told.unexpected_keys if is_factor(key)]
+    missing = [key for key in told.missing_keys if ".default" in key and is_factor(key)]
+    if odd or missing:
+        raise ModelError(
+            f"{why}: {again}. {len(odd)} tensors have no place, {len(missing)} are missing, such as {min(odd or missing)}"
+        )
+    return wrapped
 
 
 def _adds(layer: Any) -> bool:
