@@ -90,7 +90,7 @@ class AdapterSet:
     def _add(self, name: str, config: peft.PeftConfig) -> None:
         if config.is_prompt_learning:
             method = METHOD_OF[str(config.peft_type.value)]  # type: ignore[union-attr]
-            check_virtual_tokens(method, self.base_path, choose_reading(self.base_path, self.model))
+            check_virtual_tokens(method, self.base_path, choose_reading(self.base_path, self.model), self.model)
             # A decoder would have prompts of its own; peft's forward of these methods never reads them.
             config.num_transformer_submodules = 1  # type: ignore[attr-defined]
             config.task_type = (

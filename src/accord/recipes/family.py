@@ -48,7 +48,7 @@ def check_family(recipe: Recipe) -> Reading:
     if isinstance(recipe, ClassifyRecipe):
         head_shape(base, config, recipe.algorithm.level)
     if recipe.adapter is not None and not type(recipe.adapter).mergeable:
-        check_virtual_tokens(recipe.adapter.method, base, reading)
+        check_virtual_tokens(recipe.adapter.method, base, reading, skeleton)
     if locate(recipe.model.source).adapter is None:
         check_targets(getattr(recipe.adapter, "targets", None), base, skeleton)
     if reading.way == "encoder-decoder" and not isinstance(recipe, RolloutRecipe):
