@@ -124,18 +124,17 @@ def _wrapped(model: Any, folder: Path) -> Any:
     Raises:
         ModelError: the adapter is damaged, or was trained on another base.
     """
-    saved_config(folder)
-    tensors = saved_tensors(folder)
+    prunes, tensors = saved_config(folder).peft_type == peft.PeftType.ADALORA, saved_tensors(folder)
     why = f"{folder} does not fit its base {model.name_or_path or type(model).__name__}"
     again = (
         "the base is another than the adapter was trained on (base_model_name_or_path), or one of the two is damaged"
     )
     try:
         wrapped = peft.PeftModel.from_pretrained(model, str(folder))
-        told: Any = peft.set_peft_model_state_dict(
-            wrapped, tensors
-        )  # the same once more: only this one says what did not fit
-    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        if prunes:  # its layers have the pruned ranks now, and would not take the weights again
+            return wrapped
+        told: Any = peft.set_peft_model_state_dict(wrapped, tensors)  # once more, since only this says what did not fit
+    except (RuntimeError, LookupError, ValueError, TypeError) as error:
         raise ModelError(f"{why}: {again}. {first_line(error)}") from error
     odd = [key for key in told.unexpected_keys if is_factor(key)]
     missing = [key for key in told.missing_keys if ".default" in key and is_factor(key)]

@@ -107,7 +107,7 @@ def policy_steps(recipe: ExampleRecipe) -> list[tuple[str, str]]:
     """What a person may do with a policy that was learnt from examples."""
     model = f"{recipe.output}/model"
     steps = [("try it", f'accord generate {model} --prompt "..."')]
-    if recipe.adapter is not None:
+    if recipe.adapter is not None and type(recipe.adapter).mergeable:
         steps.append(("as a base", f"accord merge {model} {recipe.output}/merged"))
     return steps
 

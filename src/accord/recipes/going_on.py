@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from accord.config import AdapterConfig, Recipe
+from accord.config import AdapterConfig, LoraConfig, Recipe
 from accord.model.methods import kept_options, leaves_out_layers
 from accord.model.roles import START, Roles
 
@@ -16,6 +16,12 @@ def learning_adapter(recipe: Recipe, roles: Roles) -> AdapterConfig | None:
     if recipe.adapter is None or roles.location.adapter is None:
         return recipe.adapter
     return recipe.adapter.model_copy(update=kept_options(roles.adapters.config(START)))
+
+
+def method_option(adapter: AdapterConfig | None) -> str:
+    """What a command that goes on from such an adapter needs besides its folder; empty for the default method, and for a whole
+    model."""
+    return "" if adapter is None or isinstance(adapter, LoraConfig) else f" --adapter.method {adapter.method}"
 
 
 def ignored_options(recipe: Recipe, roles: Roles) -> list[str]:

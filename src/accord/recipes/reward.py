@@ -13,11 +13,13 @@ from accord.config import RewardConfig, RewardRecipe
 from accord.data import EncodedPair, encode_pairs, encode_steps
 from accord.errors import TrainingError
 from accord.model.export import save_scorer
+from accord.model.loading import locate
 from accord.model.roles import Roles
 from accord.model.score_facts import ScoreFacts, write_facts
 from accord.model.scorer import Scorer
 from accord.ops.statistics import moments
 from accord.recipes.examples import build_examples, longest_of_pair
+from accord.recipes.going_on import method_option
 from accord.training.loop import Parts
 
 MEASURED = 2048
@@ -79,5 +81,7 @@ def _finish(
 
 def _next_step(recipe: RewardRecipe) -> str:
     policy, reward = recipe.model.path, f"{recipe.output}/model"
+    if locate(recipe.model.source).adapter is not None:
+        policy += method_option(recipe.adapter)
     term = "--reward" if recipe.algorithm.level == "response" else "--reward.0.process min --reward.0.model"
     return f"accord ppo --model.path {policy} {term} {reward} --data.path PROMPTS.jsonl --output runs/ppo"
