@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -151,26 +151,42 @@ def load_split(recipe: Recipe, encode: Callable[[Loaded, DataConfig], Encoded[T]
         ConfigError: no row would be left to learn from.
     """
     config = recipe.data
-    encoded, facts = _read(config, recipe.rows_become, encode)
-    train = encoded.items
-    held_out: list[T] = []
+    encoded, facts, origins = _read(config, recipe.rows_become, encode)
+    kept_back = held_out_rows(recipe, origins)
+    placed = list(zip(encoded.items, encoded.origins, strict=True))
+    train = [item for item, origin in placed if origin not in kept_back]
+    held_out = [item for item, origin in placed if origin in kept_back]
+    if kept_back and not (train and held_out):
+        which = "to learn from" if held_out else "that are held out"
+        raise ConfigError(f"data.eval_fraction: {config.eval_fraction}: none of the rows {which} can be used")
     if config.eval_path is not None:
         held_out, held_facts = read_rows(config, recipe.rows_become, encode, config.eval_path)
         facts["held out"] = held_facts["data"]
-    elif config.eval_fraction > 0:
-        rows = list(dict.fromkeys(encoded.origins))
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
-        count = max(1, round(config.eval_fraction * len(rows)))
-        if count >= len(rows):
-            raise ConfigError(
-                f"data.eval_fraction: {config.eval_fraction} of {len(rows)} rows leaves none to learn from"
-            )
-        kept_back = {rows[i] for i in order[:count]}
-        placed = list(zip(encoded.items, encoded.origins, strict=True))
-        held_out = [item for item, origin in placed if origin in kept_back]
-        train = [item for item, origin in placed if origin not in kept_back]
+    elif kept_back:
+        count = len(kept_back & set(encoded.origins))
         facts["held out"] = f"{count} of these rows" + (f", made {len(held_out)}" if len(held_out) != count else "")
     return Split(train, held_out, facts)
+
+
+def held_out_rows(recipe: Recipe, origins: Iterable[str]) -> frozenset[str]:
+    """Which rows are held out of the recipe's own data: chosen by the seed, before anything is made of them.
+
+    Args:
+        recipe: with `data.eval_fraction`; where it has an `eval_path`, none are held out.
+        origins: of all rows, each as often as there are records of it.
+
+    Raises:
+        ConfigError: no row would be left to learn from.
+    """
+    config = recipe.data
+    if config.eval_path is not None or not config.eval_fraction:
+        return frozenset()
+    rows = list(dict.fromkeys(origins))
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
+    count = max(1, round(config.eval_fraction * len(rows)))
+    if count >= len(rows):
+        raise ConfigError(f"data.eval_fraction: {config.eval_fraction} of {len(rows)} rows leaves none to learn from")
+    return frozenset(rows[i] for i in order[:count])
 
 
 def read_rows(
@@ -184,7 +200,7 @@ def read_rows(
     Raises:
         DataError: see `read_records` and the encoders.
     """
-    encoded, facts = _read(config, want, encode, path)
+    encoded, facts, _ = _read(config, want, encode, path)
     return encoded.items, facts
 
 
@@ -193,7 +209,8 @@ def _read(
     want: type[Record] | None,
     encode: Callable[[Loaded, DataConfig], Encoded[T]],
     path: str | None = None,
-) -> tuple[Encoded[T], dict[str, str]]:
+) -> tuple[Encoded[T], dict[str, str], Sequence[str]]:
+    """What was made of the rows, a line about them, and which rows there were."""
     loaded = read_records(config if path is None else config.model_copy(update={"limit": None}), path, want)
     encoded = encode(loaded, config)
     origins, made = set(encoded.origins), len(encoded.items)
@@ -207,7 +224,7 @@ def _read(
         f"{len(loaded.left_out)} of no use here": loaded.left_out,
     }
     told = [f"{loaded.path}: {rows} of {loaded.rows} rows ({loaded.format})", *(note for note in noted if noted[note])]
-    return encoded, {"data": ", ".join(told)}
+    return encoded, {"data": ", ".join(told)}, loaded.origins
 
 
 def example_stream(items: list[T], recipe: Recipe, train: ExampleTrain, ranks: Ranks) -> tuple[Stream[T], int]:
