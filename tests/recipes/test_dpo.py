@@ -17,9 +17,10 @@ from accord.cli import main
 from accord.config import DPOConfig, dump
 from accord.errors import ConfigError, ModelError
 from accord.model.roles import Roles
+from accord.recipes import BUILDERS
 from accord.training.learner import Learner
 from accord.training.metrics import describe
-from recipes.tiny_runs import pairs, recipe, run, write_rows
+from recipes.tiny_runs import pairs, recipe, run, saved_weights, write_rows
 
 LOSSES = get_args(DPOConfig.model_fields["loss"].annotation)
 FULL = pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
@@ -152,6 +153,26 @@ def test_a_reference_with_another_tokenizer_is_refused(base, sft_adapter, tmp_pa
     tokenizer.save_pretrained(other)
     with pytest.raises(ModelError, match="has another tokenizer than the policy"):
         run("dpo", base, tmp_path, {"reference": {"source": "model", "path": str(other)}})
+
+
+def test_shared_layers_neither_learn_nor_count_as_learning(base, tmp_path: Path):
+    """The header, the learner and the result agree; no second copy is held."""
+    shared = {"adapter": None, "reference": {"source": "shared_layers", "k": 1}}
+    parts = BUILDERS["dpo"](recipe("dpo", base, tmp_path / "parts", shared))
+    whole = BUILDERS["dpo"](recipe("dpo", base, tmp_path / "whole", {"adapter": None}))
+    assert set(parts.learner.weights) == {
+        name for name in whole.learner.weights if not any(part in name for part in ("embed_tokens", "layers.0."))
+    }
+    learnt = sum(weight.numel() for weight in parts.learner.weights.values())
+    assert parts.facts["learns"].startswith(f"{learnt / 1e6:.2f}M parameters") and "0.00M" not in parts.facts["learns"]
+    assert all(weight.requires_grad for weight in parts.learner.weights.values())
+    assert set(parts.learner.roles.roles) == {"policy"}
+    done = run("dpo", base, tmp_path / "run", shared | {"train": {"steps": 2, "learning_rate": 1e-2}})
+    assert done.metrics[0]["rewards/margins"] == 0.0
+    before, after = saved_weights(base), saved_weights(done.model)
+    for name, weight in after.items():
+        held = any(part in name for part in ("embed_tokens", "layers.0."))
+        assert torch.equal(weight, before[name]) == held, name
 
 
 def test_shared_layers_beside_an_adapter_are_refused(base, tmp_path: Path):

@@ -12,6 +12,7 @@ from accord.errors import ConfigError
 from accord.model.export import save_policy
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
+from accord.model.sharing import freeze_lower
 from accord.recipes.build import Split, check_tokenizer
 from accord.recipes.examples import build_examples, longest_of_pair, policy_steps
 from accord.recipes.reference import reference_logprobs, reference_role
@@ -39,6 +40,8 @@ def _add_policy(recipe: DPORecipe, roles: Roles) -> None:
     if recipe.reference is not None and recipe.reference.path is not None:
         check_tokenizer(recipe.reference.path, roles)
     roles.add_policy()
+    if recipe.reference is not None and recipe.reference.k is not None:
+        freeze_lower(roles.model, recipe.reference.k)  # now, so that the learner and the header know what learns
 
 
 def _begin(

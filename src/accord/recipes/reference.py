@@ -48,10 +48,10 @@ class Known:
 def reference_role(roles: Roles, config: ReferenceConfig) -> Iterator[None]:
     """The role `reference`, for as long as it is needed and before the first step.
 
-    Before the first step the policy is its own reference, so that full fine-tuning needs no second copy of the weights. What was
-    loaded for the reference is let go at the end.
+    Before the first step the policy is its own reference, so that full fine-tuning needs no second copy of the weights, whether
+    its lower layers learn or not. What was loaded for the reference is let go at the end.
     """
-    if config.source == "start" and roles.adapter_config is None:
+    if config.source != "model" and roles.adapter_config is None:
         roles.roles["reference"] = replace(roles.roles["policy"], name="reference", trains=False)
     else:
         roles.add_reference(config)
