@@ -13,11 +13,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import accord
 from accord.cli import main
 from accord.config import DPOConfig, dump
 from accord.errors import ConfigError, ModelError
 from accord.model.roles import Roles
 from accord.recipes import BUILDERS
+from accord.recipes.dpo import check_margins
 from accord.training.learner import Learner
 from accord.training.metrics import describe
 from recipes.tiny_runs import pairs, recipe, run, saved_weights, write_rows
@@ -126,16 +128,25 @@ def test_the_command_line(kind, base, tmp_path: Path):
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-def test_margins_are_used_when_asked_for_and_must_be_there(base, tmp_path: Path):
+def test_margins_are_used_when_asked_for_and_must_be_there(base, tmp_path: Path, monkeypatch, capsys):
     rows = [row | {"margin": 3.0} for row in pairs()]
     data = {"path": write_rows(tmp_path / "margins.jsonl", rows)}
     plain = run("dpo", base, tmp_path / "plain", {"data": data})
     asked = run("dpo", base, tmp_path / "asked", {"data": data, "algorithm": {"margin_coef": 1.0}})
     assert plain.metrics[0]["dpo/loss"] == pytest.approx(math.log(2), rel=1e-5)
     assert asked.metrics[0]["dpo/loss"] == pytest.approx(math.log(1 + math.exp(3)), rel=1e-5)
-    with pytest.raises(ConfigError, match="margin_coef weighs the column `margin` of the data, and no row has one"):
-        run("dpo", base, tmp_path / "none", {"algorithm": {"margin_coef": 1.0}})
+    monkeypatch.setattr("accord.model.roles.load_weights", lambda *_, **__: pytest.fail("weights were read"))
+    none = recipe("dpo", base, tmp_path / "none", {"algorithm": {"margin_coef": 1.0}})
+    message = "margin_coef weighs the column `margin` of the data, and no row has one"
+    with pytest.raises(ConfigError, match=message):
+        accord.train(none, quiet=True)
     assert not (tmp_path / "none" / "run").exists()
+    (tmp_path / "none.yaml").write_text(dump(none))
+    assert main(["dpo", str(tmp_path / "none.yaml"), "--dry-run"]) == 2
+    assert message in capsys.readouterr().err
+    one = [row | ({"margin": 3.0} if i == 5 else {}) for i, row in enumerate(pairs())]
+    data = {"path": write_rows(tmp_path / "one.jsonl", one)}
+    check_margins(recipe("dpo", base, tmp_path / "one", {"data": data, "algorithm": {"margin_coef": 1.0}}))
 
 
 def test_dropout_of_the_adapter_acts_in_updates_and_not_in_the_reference(base, tmp_path: Path):
