@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import Any
 
+from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-from accord.config import ClassifyRecipe, Recipe, RewardRecipe, RolloutRecipe
+from accord.config import ClassifyRecipe, LoraConfig, Recipe, RewardRecipe, RolloutRecipe
 from accord.data import read_records
 from accord.errors import ConfigError, DataError
+from accord.model.adapter_files import saved_config
+from accord.model.adapters import AdapterSet
 from accord.model.classifiers import head_shape
 from accord.model.forward import why_whole
 from accord.model.loading import (
+    Location,
     check_quantizable,
     locate,
     make_skeleton,
@@ -22,7 +27,7 @@ from accord.model.loading import (
     refuse_scorer,
     trunk_of,
 )
-from accord.model.methods import check_dora, check_targets
+from accord.model.methods import check_dora, check_targets, peft_config
 from accord.model.prompts import check_virtual_tokens
 from accord.model.reading import Reading, choose_reading, way_of
 from accord.model.roles import Roles
@@ -53,7 +58,29 @@ def check_family(recipe: Recipe) -> Reading:
         check_targets(getattr(recipe.adapter, "targets", None), base, skeleton)
     if reading.way == "encoder-decoder" and not isinstance(recipe, RolloutRecipe):
         _check_prompts(recipe, base)
+    if isinstance(recipe.adapter, LoraConfig):
+        _check_experts(recipe.adapter, locate(recipe.model.source), skeleton)
     return reading
+
+
+def _check_experts(adapter: LoraConfig, location: Location, skeleton: PreTrainedModel) -> None:
+    """Refuse what peft cannot do on experts that are stacked weights. `skeleton` has no weights and gets adapters for a trial, so
+    that peft says which of its layers they would be on."""
+    asked = [key for key in ("dora", "dropout") if getattr(adapter, key)]
+    if location.adapter is not None and "dora" in asked:  # the saved one's shape is kept
+        asked.remove("dora")
+    if not asked or not any(weight.ndim > 2 for weight in skeleton.parameters()):
+        return
+    fresh = adapter.model_copy(update={"dora": False, "dropout": 0.0})
+    config: Any = peft_config(fresh, location.base) if location.adapter is None else saved_config(location.adapter)
+    config.lora_dropout = 0.0
+    config.modules_to_save = None
+    AdapterSet(skeleton, location.base, thin=False).add("trial", config)
+    if any(isinstance(module, ParamWrapper) for module in skeleton.modules()):
+        raise ConfigError(
+            f"adapter.{asked[0]}: {location.base} keeps its experts as stacked weights, which peft adapts by plain LoRA alone, "
+            'without DoRA and dropout: leave it out, or leave the experts out: --adapter.targets "[q_proj, k_proj, v_proj, o_proj]"'
+        )
 
 
 def _check_quantize(recipe: Recipe, base: str, skeleton: PreTrainedModel) -> None:
