@@ -79,7 +79,8 @@ def _check_experts(adapter: LoraConfig, location: Location, skeleton: PreTrained
     if any(isinstance(module, ParamWrapper) for module in skeleton.modules()):
         raise ConfigError(
             f"adapter.{asked[0]}: {location.base} keeps its experts as stacked weights, which peft adapts by plain LoRA alone, "
-            'without DoRA and dropout: leave it out, or leave the experts out: --adapter.targets "[q_proj, k_proj, v_proj, o_proj]"'
+            "without DoRA and dropout: leave it out, or name targets without them: "
+            '--adapter.targets "[q_proj, k_proj, v_proj, o_proj]"'
         )
 
 
