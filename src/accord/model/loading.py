@@ -30,11 +30,9 @@ from accord.config import ModelConfig
 from accord.errors import ModelError
 from accord.model.attention import choose_attention
 from accord.model.hub import fetch_adapter
-from accord.model.notices import leave_out_idle_notices
 from accord.model.reading import Reading, choose_reading, refuse_head, refuse_transform, way_of
 from accord.model.tensors import LazyTensor, load_streaming, open_tensors
 
-leave_out_idle_notices()  # before anything imports bitsandbytes
 ADAPTER_CONFIG = "adapter_config.json"
 GGUF = ".gguf"
 
