@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from accord.config import (
     RECIPES,
     CriticConfig,
     DataConfig,
+    ExampleRecipe,
     ExampleTrain,
     LoraConfig,
     ModelConfig,
@@ -13,6 +15,7 @@ from accord.config import (
     RolloutTrain,
     SFTRecipe,
     build,
+    dump,
 )
 from accord.errors import ConfigError
 
@@ -117,3 +120,27 @@ def test_warnings_are_those_of_the_sampling(least):
     assert "the value function alone will learn" in build(PPORecipe, least, late).warnings()[0]
     assert build(SFTRecipe, least).warnings() == build(PPORecipe, least).warnings() == []
     assert len(build(PPORecipe, least, {"rollout": {"top_p": 0.9}}).warnings()) == 1
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_keys_that_would_do_nothing_are_refused(least, name):
+    recipe, least = RECIPES[name], least | ({"teacher": "t"} if name == "distill" else {})
+    every = {"data": {"train_on": "all"}}
+    if name in ("sft", "csft"):
+        build(recipe, least, every)
+    else:
+        with pytest.raises(ConfigError, match=rf"data.train_on: all is about imitating texts .*; {name} learns"):
+            build(recipe, least, every)
+    if not issubclass(recipe, ExampleRecipe):
+        return
+    often = {"train": {"eval_every": 5}}
+    with pytest.raises(ConfigError, match=r"train.eval_every: 5 evaluates held-out rows, and none are held out: give"):
+        build(recipe, least, often)
+    build(recipe, least, often, {"data": {"eval_fraction": 0.1}})
+    build(recipe, least, often, {"data": {"eval_path": "held_out.jsonl"}})
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_resolved_recipe_with_all_its_keys_can_be_read_again(least, name):
+    recipe = build(RECIPES[name], least | ({"teacher": "t"} if name == "distill" else {}))
+    assert build(RECIPES[name], yaml.safe_load(dump(recipe))) == recipe

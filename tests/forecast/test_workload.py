@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from accord import packing
 from accord.batch import TokenBatch
-from accord.forecast.workload import DROPOUT, Micro, micro_batches, workload
+from accord.forecast.workload import DROPOUT, OWN_TO_SHARED, SHORTEST, Micro, micro_batches, workload
 from forecast.recipes import TINY, recipe_of, shape_folder
 
 
@@ -39,6 +40,10 @@ def test_micro_batches_of_groups_are_those_of_a_batch(group, limit):
     assert max(part.targets for part in parts) <= micro.targets
     if len(parts) in (1, 8 // group):
         assert micro.tokens == max(part.layout.tokens for part in parts)
+
+
+def test_prompts_are_shared_where_the_packing_shares_them():
+    assert (SHORTEST, OWN_TO_SHARED) == (packing.SHORTEST, packing.OWN_TO_SHARED)
 
 
 def test_dropout_is_where_an_algorithm_uses_it():

@@ -231,6 +231,24 @@ def test_an_adapter_of_a_tied_weight_is_not_folded_in(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # peft's, of untying
+def test_an_adapter_of_a_layer_that_is_read_past_is_not_folded_in(model_folder, plain, shake, tmp_path: Path) -> None:
+    """One that never learnt changes nothing, and goes in."""
+    base = model_folder("jamba")
+    model = peft.get_peft_model(
+        plain(base), peft.LoraConfig(target_modules=["dt_proj", "in_proj"], base_model_name_or_path=str(base))
+    )
+    shake([weight for name, weight in model.named_parameters() if "in_proj.lora_B" in name])
+    model.save_pretrained(tmp_path / "idle")
+    wanted = model.eval()(IDS).logits
+    got = AutoModelForCausalLM.from_pretrained(merge(tmp_path / "idle", tmp_path / "m", torch.float32))(IDS).logits
+    torch.testing.assert_close(got, wanted, atol=5e-5, rtol=1e-4)
+    shake([weight for name, weight in model.named_parameters() if "dt_proj.lora_B" in name])
+    model.save_pretrained(tmp_path / "other")
+    with pytest.raises(ModelError, match=r"adapts .*dt_proj, whose weight jamba reads past the adapter"):
+        merge(tmp_path / "other", tmp_path / "no", torch.float32)
+    assert not (tmp_path / "no").exists()
+
+
 def test_an_output_layer_of_its_own_is_folded_in_and_untied(model_folder, plain, shake, tmp_path: Path) -> None:
     theirs = peft.get_peft_model(
         plain(model_folder("gpt2")),

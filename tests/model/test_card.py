@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from transformers import AutoTokenizer
 
+from accord.batch import TokenBatch
 from accord.config import LoraConfig
 from accord.errors import ModelError
 from accord.model.card import SavedModel, Section, loading_code, look_at, on_hub, write_card
-from accord.model.export import save_policy, save_scorer
+from accord.model.classifiers import ClassFacts
+from accord.model.export import save_classifier, save_policy, save_scorer
+from accord.model.forward import forward
 
 
 def code_of(card: Path) -> str:
@@ -53,6 +59,39 @@ def test_front_matter_and_code_fit_what_was_saved(
     with torch.no_grad():
         extra = {"decoder_input_ids": torch.tensor([[1]])} if family == "t5" else {}
         assert names["model"](input_ids=torch.tensor([[5, 6]]), **extra).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["reward", "classifier"])
+def test_the_code_gives_the_score_that_was_learnt_where_the_base_pads_with_eos(
+    kind, model_folder, make_roles, shake, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(model_folder("llama"), tmp_path / "base"))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"pad_token_id": tokenizer.eos_token_id}))
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(base)
+    roles, facts = make_roles(base, LoraConfig(r=2)), ClassFacts("sequence", ("bad", "good"))
+    if kind == "reward":
+        roles.add_scorer()
+    else:
+        roles.add_classifier(facts)
+    shake(roles.trainable(kind).values())
+    ids = [5, 6, 80, tokenizer.eos_token_id]
+    batch = TokenBatch.from_sequences([ids], [[False, False, False, kind == "classifier"]])
+    with torch.no_grad(), roles.use(kind) as role:
+        output = forward(role, batch)
+    if kind == "reward":
+        save_scorer(roles, tmp_path / "model")
+    else:
+        save_classifier(roles, tmp_path / "model", facts)
+    names: dict = {}
+    code = code_of(write_card(tmp_path / "model"))
+    exec(code.replace("FOLDER", str(tmp_path / "model")).replace("BASE", str(base)), names)
+    with torch.no_grad():
+        got = names["model"].eval()(input_ids=torch.tensor([ids])).logits
+    wanted = output.scores_N[None] if kind == "reward" else output.class_logits_KC
+    torch.testing.assert_close(got, wanted, atol=5e-5, rtol=1e-5)
 
 
 def test_a_base_on_the_hub_is_named(model_folder, make_roles, tmp_path: Path) -> None:

@@ -238,6 +238,9 @@ def test_image_towers_and_fused_layers_get_no_adapter(model_folder, make_roles) 
     for family, left_out, taken in (
         ("gemma3_images", "vision_tower", "language_model"),
         ("mamba", "out_proj", "in_proj"),
+        ("mamba", "dt_proj", "in_proj"),
+        ("mamba", "x_proj", "in_proj"),
+        ("jamba", "dt_proj", "mamba.x_proj"),
         ("falcon_h1", "out_proj", "in_proj"),
         ("jamba", "nothing", "mamba.out_proj"),
     ):
@@ -246,6 +249,19 @@ def test_image_towers_and_fused_layers_get_no_adapter(model_folder, make_roles) 
         names = list(roles.trainable("policy"))
         assert any(taken in name for name in names), family
         assert not any(left_out in name or "lm_head" in name for name in names), family
+
+
+@pytest.mark.parametrize("family", ["mamba", "jamba", "falcon_h1", "bloom", "t5"])
+def test_all_that_counts_as_learnt_takes_a_gradient(family: str, model_folder, make_roles, ids, shake) -> None:
+    roles = make_roles(model_folder(family), LoraConfig(r=2))
+    roles.add_policy()
+    weights = roles.trainable("policy")
+    shake(weights.values())
+    batch = TokenBatch.from_sequences(ids[:3], [[t > 1 for t in range(len(sequence))] for sequence in ids[:3]])
+    with roles.use("policy", train=True) as role:
+        forward(role, batch).logprobs_T.sum().backward()
+    idle = [name for name, weight in weights.items() if weight.grad is None or not weight.grad.any()]
+    assert idle == []
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])

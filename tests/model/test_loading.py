@@ -61,14 +61,14 @@ def test_an_adapter_is_resolved_to_its_base(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "base" / "config.json").write_text("{}")
     config = tmp_path / "adapter" / "adapter_config.json"
-    config.write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "base")}))
+    config.write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / "base")}))
     found = locate(str(tmp_path / "adapter"))
     assert (found.base, found.adapter) == (str(tmp_path / "base"), tmp_path / "adapter")
-    config.write_text(json.dumps({"base_model_name_or_path": "../base"}))
+    config.write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "../base"}))
     assert Path(locate(str(tmp_path / "adapter")).base).resolve() == (tmp_path / "base").resolve()
-    config.write_text(json.dumps({"base_model_name_or_path": "org/name"}))
+    config.write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "org/name"}))
     assert locate(str(tmp_path / "adapter")).base == "org/name"
-    config.write_text("{}")
+    config.write_text('{"peft_type": "LORA"}')
     with pytest.raises(ModelError, match="does not name its base model"):
         locate(str(tmp_path / "adapter"))
 

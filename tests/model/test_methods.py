@@ -6,7 +6,9 @@ import peft
 import pytest
 
 from accord.config import METHODS, IA3Config, LoraConfig, PrefixConfig, PromptConfig, PTuningConfig
-from accord.model.methods import METHOD_OF, peft_config
+from accord.errors import ConfigError
+from accord.model.loading import make_skeleton, read_config
+from accord.model.methods import METHOD_OF, check_targets, peft_config
 from model.kinds import KINDS
 
 
@@ -68,3 +70,27 @@ def test_prefixes_and_p_tuning_with_their_networks():
     made = peft_config(PTuningConfig(tokens=4, encoder="lstm", hidden=9, layers=3, dropout=0.1), "base")
     assert made.encoder_reparameterization_type == peft.PromptEncoderReparameterizationType.LSTM
     assert (made.encoder_hidden_size, made.encoder_num_layers, made.encoder_dropout) == (9, 3, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("family", "targets", "refused"),
+    [
+        ("mamba", ["in_proj", "x_proj"], "x_proj"),
+        ("jamba", ["dt_proj"], "dt_proj"),
+        ("jamba", r".*mamba\.dt_.*", "dt_proj"),
+        ("jamba", ["x_proj"], None),
+        ("jamba", "all-linear", None),
+        ("jamba", None, None),
+        ("llama", ["q_proj"], None),
+    ],
+)
+def test_layers_that_are_read_past_an_adapter_are_no_targets(family, targets, refused, model_folder):
+    base = str(model_folder(family))
+    skeleton = make_skeleton(base, read_config(base))
+    if refused is None:
+        check_targets(targets, base, skeleton)
+        return
+    with pytest.raises(
+        ConfigError, match=rf"adapter.targets: .* multiplies with the weight of {refused} itself .* leave"
+    ):
+        check_targets(targets, base, skeleton)

@@ -156,6 +156,17 @@ def test_another_method_than_that_of_the_start_is_refused_before_loading(base, t
         run("sft", prefix.model, tmp_path / "c", {"adapter": None})
 
 
+@pytest.mark.parametrize("kind", ["prompt", "ptuning"])
+def test_embeddings_narrower_than_the_layers_take_no_virtual_ones(kind, model_folder, tmp_path, monkeypatch):
+    opt = model_folder("opt")
+    run("sft", opt, tmp_path / "prefix", {"adapter": ADAPTERS["prefix"]})
+    monkeypatch.setattr("accord.model.roles.load_weights", None)
+    with pytest.raises(
+        ConfigError, match=rf"adapter.method: {kind} makes .* 32, and its own are only 16 wide .* prefix"
+    ):
+        run("sft", opt, tmp_path / "a", {"adapter": ADAPTERS[kind]})
+
+
 def test_virtual_tokens_count_towards_the_context(base, tmp_path):
     with pytest.raises(ConfigError, match=r"reads at most 128 tokens .*\(the adapter's 120 virtual ones included\)"):
         run("sft", base, tmp_path, {"adapter": {"method": "prefix", "tokens": 120}})

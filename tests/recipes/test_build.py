@@ -43,6 +43,21 @@ def test_rows_cannot_all_be_held_out(tokenizer, tmp_path: Path):
         split(tokenizer, tmp_path, "kto", pairs(1), eval_fraction=0.9)
 
 
+def test_rows_are_held_out_before_any_is_rejected(tokenizer, tmp_path: Path):
+    rows = pairs(8)
+    whole = split(tokenizer, tmp_path, "dpo", rows, eval_fraction=0.25)
+    aside = prompts(tokenizer, [pair.chosen for pair in whole.held_out])
+    place = next(i for i, row in enumerate(rows) if row["prompt"] == aside[0])
+    rows[place] = rows[place] | {"chosen": " good" * 100}
+    over = {"on_bad_row": "skip", "max_tokens": 64}
+    made = split(tokenizer, tmp_path, "dpo", rows, eval_fraction=0.25, **over)
+    assert prompts(tokenizer, [pair.chosen for pair in made.held_out]) == aside[1:] and len(made.train) == 6
+    assert made.facts["held out"] == "1 of these rows"
+    rows = [row | {"chosen": " good" * 100} if row["prompt"] in aside else row for row in rows]
+    with pytest.raises(ConfigError, match="none of the rows that are held out can be used"):
+        split(tokenizer, tmp_path, "dpo", rows, eval_fraction=0.25, **over)
+
+
 def test_rows_and_their_parts_are_counted_apart(tokenizer, tmp_path: Path):
     long = " good" * 100
     rows = [

@@ -11,11 +11,14 @@ import torch
 import accord
 from accord.cli import main
 from accord.config import ModelConfig
-from accord.data.conditioning import read_conditioning
+from accord.data import read_records
+from accord.data.conditioning import fit_conditioning, read_conditioning
 from accord.errors import ConfigError, DataError
+from accord.recipes.build import held_out_rows
 from accord.recipes.chat import Chat
+from accord.recipes.csft import check_values
 from accord.recipes.generate import GenerateOptions, generate
-from recipes.tiny_runs import run, scored, write_rows
+from recipes.tiny_runs import recipe, run, scored, write_rows
 
 REWARD = """
 def goods(prompts, responses):
@@ -117,6 +120,35 @@ def test_held_out_rows_get_the_labels_of_the_training_rows(base: Path, tmp_path:
     over = {"data": {"eval_path": write_rows(tmp_path / "held_out.jsonl", held_out)}}
     done = run("csft", base, tmp_path, over)
     assert done.metrics[-1]["eval/loss"] > 0 and read_conditioning(done.model).edges == (0.0,)
+
+
+def test_bounds_are_those_of_the_rows_to_learn_from(base: Path, tmp_path: Path):
+    """Those that are held out of the same file have no say, whichever the seed chooses."""
+    rows = [{"prompt": f"the film {i}", "completion": " was odd", "score": float(i)} for i in range(8)]
+    for seed in range(4):
+        folder = tmp_path / str(seed)
+        data = {"path": write_rows(tmp_path / "rows.jsonl", rows), "eval_fraction": 0.5}
+        asked = recipe("csft", base, folder, {"data": data, "seed": seed, "train": {"steps": 1, "batch_size": 2}})
+        aside = held_out_rows(asked, read_records(asked.data).origins)
+        learnt = [float(i) for i, origin in enumerate(read_records(asked.data).origins) if origin not in aside]
+        done = accord.train(asked, quiet=True)
+        kept = read_conditioning(done.model)
+        assert len(learnt) == 4 and kept.edges == fit_conditioning("{label}{prompt}", ("bad", "good"), learnt).edges
+        assert kept.edges == (learnt[2],)
+    few = [row | {"score": 0.0} for row in rows]
+    few[3]["score"] = 1.0
+    refused = []
+    for seed in range(6):
+        data = {"path": write_rows(tmp_path / "few.jsonl", few), "eval_fraction": 0.5}
+        asked = recipe("csft", base, tmp_path / f"few{seed}", {"data": data, "seed": seed})
+        origins = read_records(asked.data).origins
+        refused.append(origins[3] in held_out_rows(asked, origins))
+        if refused[-1]:
+            with pytest.raises(DataError, match="1 different scores, too few for 2 labels"):
+                check_values(asked)
+        else:
+            check_values(asked)
+    assert set(refused) == {True, False}
 
 
 def test_a_model_without_labels_cannot_be_asked_for_one(base: Path):

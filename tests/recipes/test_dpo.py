@@ -13,13 +13,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import accord
 from accord.cli import main
 from accord.config import DPOConfig, dump
 from accord.errors import ConfigError, ModelError
 from accord.model.roles import Roles
+from accord.recipes import BUILDERS
+from accord.recipes.dpo import check_margins
 from accord.training.learner import Learner
 from accord.training.metrics import describe
-from recipes.tiny_runs import pairs, recipe, run, write_rows
+from recipes.tiny_runs import pairs, recipe, run, saved_weights, write_rows
 
 LOSSES = get_args(DPOConfig.model_fields["loss"].annotation)
 FULL = pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
@@ -125,16 +128,25 @@ def test_the_command_line(kind, base, tmp_path: Path):
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-def test_margins_are_used_when_asked_for_and_must_be_there(base, tmp_path: Path):
+def test_margins_are_used_when_asked_for_and_must_be_there(base, tmp_path: Path, monkeypatch, capsys):
     rows = [row | {"margin": 3.0} for row in pairs()]
     data = {"path": write_rows(tmp_path / "margins.jsonl", rows)}
     plain = run("dpo", base, tmp_path / "plain", {"data": data})
     asked = run("dpo", base, tmp_path / "asked", {"data": data, "algorithm": {"margin_coef": 1.0}})
     assert plain.metrics[0]["dpo/loss"] == pytest.approx(math.log(2), rel=1e-5)
     assert asked.metrics[0]["dpo/loss"] == pytest.approx(math.log(1 + math.exp(3)), rel=1e-5)
-    with pytest.raises(ConfigError, match="margin_coef weighs the column `margin` of the data, and no row has one"):
-        run("dpo", base, tmp_path / "none", {"algorithm": {"margin_coef": 1.0}})
+    monkeypatch.setattr("accord.model.roles.load_weights", lambda *_, **__: pytest.fail("weights were read"))
+    none = recipe("dpo", base, tmp_path / "none", {"algorithm": {"margin_coef": 1.0}})
+    message = "margin_coef weighs the column `margin` of the data, and no row has one"
+    with pytest.raises(ConfigError, match=message):
+        accord.train(none, quiet=True)
     assert not (tmp_path / "none" / "run").exists()
+    (tmp_path / "none.yaml").write_text(dump(none))
+    assert main(["dpo", str(tmp_path / "none.yaml"), "--dry-run"]) == 2
+    assert message in capsys.readouterr().err
+    one = [row | ({"margin": 3.0} if i == 5 else {}) for i, row in enumerate(pairs())]
+    data = {"path": write_rows(tmp_path / "one.jsonl", one)}
+    check_margins(recipe("dpo", base, tmp_path / "one", {"data": data, "algorithm": {"margin_coef": 1.0}}))
 
 
 def test_dropout_of_the_adapter_acts_in_updates_and_not_in_the_reference(base, tmp_path: Path):
@@ -152,6 +164,26 @@ def test_a_reference_with_another_tokenizer_is_refused(base, sft_adapter, tmp_pa
     tokenizer.save_pretrained(other)
     with pytest.raises(ModelError, match="has another tokenizer than the policy"):
         run("dpo", base, tmp_path, {"reference": {"source": "model", "path": str(other)}})
+
+
+def test_shared_layers_neither_learn_nor_count_as_learning(base, tmp_path: Path):
+    """The header, the learner and the result agree; no second copy is held."""
+    shared = {"adapter": None, "reference": {"source": "shared_layers", "k": 1}}
+    parts = BUILDERS["dpo"](recipe("dpo", base, tmp_path / "parts", shared))
+    whole = BUILDERS["dpo"](recipe("dpo", base, tmp_path / "whole", {"adapter": None}))
+    assert set(parts.learner.weights) == {
+        name for name in whole.learner.weights if not any(part in name for part in ("embed_tokens", "layers.0."))
+    }
+    learnt = sum(weight.numel() for weight in parts.learner.weights.values())
+    assert parts.facts["learns"].startswith(f"{learnt / 1e6:.2f}M parameters") and "0.00M" not in parts.facts["learns"]
+    assert all(weight.requires_grad for weight in parts.learner.weights.values())
+    assert set(parts.learner.roles.roles) == {"policy"}
+    done = run("dpo", base, tmp_path / "run", shared | {"train": {"steps": 2, "learning_rate": 1e-2}})
+    assert done.metrics[0]["rewards/margins"] == 0.0
+    before, after = saved_weights(base), saved_weights(done.model)
+    for name, weight in after.items():
+        held = any(part in name for part in ("embed_tokens", "layers.0."))
+        assert torch.equal(weight, before[name]) == held, name
 
 
 def test_shared_layers_beside_an_adapter_are_refused(base, tmp_path: Path):

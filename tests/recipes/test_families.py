@@ -178,3 +178,21 @@ def test_what_an_encoder_decoder_cannot_do_is_said_before_its_weights_are_read(
             BUILDERS[kind](recipe(kind, model_folder("t5"), tmp_path / kind, over))
     with pytest.raises(AssertionError, match="weights were read"):
         BUILDERS["sft"](recipe("sft", model_folder("t5"), tmp_path / "sft"))
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("option", [{"dora": True}, {"dropout": 0.1}], ids=["dora", "dropout"])
+def test_stacked_experts_take_plain_lora_alone(option, family, model_folder, tmp_path, monkeypatch):
+    base, (key,) = model_folder(family), option
+    done = run(
+        "sft", base, tmp_path / "q", {"adapter": option | {"targets": ["q_proj", "v_proj"]}, "train": {"steps": 1}}
+    )
+    plain = run("sft", base, tmp_path / "plain", {"train": {"steps": 1}})
+    run("sft", done.model, tmp_path / "on", {"adapter": option, "train": {"steps": 1}})
+    monkeypatch.setattr("accord.model.roles.load_weights", lambda *_, **__: pytest.fail("weights were read"))
+    message = rf"adapter.{key}: .* experts as stacked weights, .* plain LoRA alone, .* --adapter.targets"
+    with pytest.raises(ConfigError, match=message):
+        run("sft", base, tmp_path / "a", {"adapter": option})
+    if key == "dropout":
+        with pytest.raises(ConfigError, match=message):
+            run("sft", plain.model, tmp_path / "b", {"adapter": option})

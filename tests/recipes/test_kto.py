@@ -12,9 +12,10 @@ import accord
 from accord.config import KTOConfig, KTORecipe, build
 from accord.data import EncodedLabelled, TokenSequence
 from accord.errors import ConfigError
+from accord.recipes.build import longest_allowed
 from accord.recipes.kto import balance
 from accord.recipes.labelled import one_sided
-from recipes.tiny_runs import labelled, pairs, recipe_dict, run, same_weights, timeless, write_rows
+from recipes.tiny_runs import labelled, pairs, recipe, recipe_dict, run, same_weights, timeless, write_rows
 
 FULL = pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
 KINDS = pytest.mark.parametrize("kind", ["kto", "bco"])
@@ -101,6 +102,24 @@ def test_one_row_a_step_has_no_other_answer(base, tmp_path: Path):
     ):
         build(KTORecipe, recipe_dict("kto", base, tmp_path, {"train": {"batch_size": 1}}))
     run("kto", base, tmp_path, {"train": {"batch_size": 1}, "algorithm": {"kl": False}})
+
+
+def test_virtual_tokens_leave_mismatched_rows_less_room(model_folder, tmp_path: Path):
+    """A long prompt beside a long answer, on a model that has learnt 128 positions and no more."""
+    base, virtual = model_folder("gpt2"), 40
+    rows = [
+        {"prompt": "the film was odd " * 15, "completion": " good", "label": True},
+        {"prompt": "the film", "completion": " odd good" * 30, "label": False},
+    ]
+    over = {"data": {"path": write_rows(tmp_path / "long.jsonl", rows), "max_tokens": 1024}, "train": {"batch_size": 2}}
+    prompt = {"adapter": {"method": "prompt", "tokens": virtual}}
+    done = run("kto", base, tmp_path / "fresh", over | prompt)
+    assert longest_allowed(recipe("kto", base, tmp_path / "l", over | prompt)) == 128 - virtual
+    on = {"adapter": {"method": "prompt", "tokens": 7}}
+    assert longest_allowed(recipe("kto", done.model, tmp_path / "on", over | on)) == 128 - virtual
+    other = {"reference": {"source": "model", "path": str(done.model)}}
+    assert longest_allowed(recipe("kto", base, tmp_path / "other", over | other)) == 128 - virtual
+    assert longest_allowed(recipe("kto", base, tmp_path / "none", over)) == 128
 
 
 def test_a_last_step_or_held_out_rows_of_one_are_refused_before_the_run(base, tmp_path: Path):

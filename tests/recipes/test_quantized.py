@@ -185,6 +185,16 @@ def test_dora_needs_whole_blocks(base: Path, tmp_path: Path) -> None:
         parts_of(recipe("sft", base, tmp_path, quantised("nf4", {"adapter": {"dora": True}})))
 
 
+def test_a_saved_dora_adapter_needs_whole_blocks_too(base: Path, tmp_path: Path, monkeypatch) -> None:
+    saved = run("sft", base, tmp_path / "dora", {"adapter": {"dora": True}}).model
+    roles = Roles(ModelConfig(path=str(base), quantize="nf4"), LORA, CPU)
+    with pytest.raises(ConfigError, match=r"the adapter reward is DoRA: .* width of 32, no multiple of 64"):
+        roles.adapters.load("reward", saved)
+    monkeypatch.setattr("accord.model.roles.load_weights", lambda *_, **__: pytest.fail("weights were read"))
+    with pytest.raises(ConfigError, match=r"dora/run/model is a DoRA adapter: .* width of 32, no multiple of 64"):
+        parts_of(recipe("sft", saved, tmp_path / "on", quantised("nf4")))
+
+
 @pytest.mark.parametrize(
     ("over", "message"),
     [

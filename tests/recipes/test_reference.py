@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from accord.training.parallel import Ranks
 from recipes.tiny_runs import run
 
 LORA = LoraConfig(r=4, alpha=8)
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -132,6 +135,37 @@ def test_an_adapter_is_in_the_name(base, sft_adapter, folder):
     # What the policy's own adapter holds by now does not matter.
     same = ask(sft_adapter, change=lambda roles: list(roles.adapters.parameters("policy").values())[0].data.add_(1.0))  # noqa: RUF015
     assert "cached in" in same.origin
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+def test_the_type_that_an_adapter_is_computed_in_is_in_the_name(own, base, sft_adapter, folder):
+    """Over a bfloat16 base the two differ in value, so neither may stand for the other."""
+    found = []
+    for dtype in ("auto", "float32", "auto"):
+        roles = Roles(
+            ModelConfig(path=str(base if own else sft_adapter), dtype="bfloat16"),
+            LORA.model_copy(update={"dtype": dtype}),
+            CPU,
+        )
+        roles.add_policy()
+        config = ReferenceConfig(source="model", path=str(sft_adapter)) if own else ReferenceConfig()
+        with reference_role(roles, config):
+            found.append(reference_logprobs(Scorer(roles, 20), sequences(), Ranks()))
+    assert len(list(folder.iterdir())) == 2 and "cached in" in found[2].origin
+    assert not torch.equal(found[0].logprobs_N, found[1].logprobs_N)
+    assert torch.equal(found[0].logprobs_N, found[2].logprobs_N)
+
+
+def test_the_scale_of_an_adapter_on_a_model_of_its_own_is_in_the_name(base, sft_adapter, folder, tmp_path):
+    louder = Path(shutil.copytree(sft_adapter, tmp_path / "louder"))
+    told = json.loads((louder / "adapter_config.json").read_text())
+    (louder / "adapter_config.json").write_text(json.dumps(told | {"lora_alpha": 64}))
+    for path in (sft_adapter, louder):
+        roles = Roles(ModelConfig(path=str(base), dtype="bfloat16"), LORA, CPU)
+        roles.add_policy()
+        with reference_role(roles, ReferenceConfig(source="model", path=str(path))):
+            assert "computed in" in reference_logprobs(Scorer(roles, 20), sequences(), Ranks()).origin
+    assert len(list(folder.iterdir())) == 2
 
 
 def cut(file: Path) -> None:

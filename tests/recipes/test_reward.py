@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from accord.algorithms import RewardModelling
+from accord.recipes.reward import spread
 from recipes.tiny_runs import pairs, run, write_rows
 
 
@@ -51,3 +53,27 @@ def test_loads_in_plain_libraries_with_the_scores_it_learnt(full, base, reward_a
     better = [score(row["prompt"] + row["chosen"]) - score(row["prompt"] + row["rejected"]) for row in pairs()]
     assert min(better) > 0
     assert (folder.parent / "report.html").is_file() and (folder.parent / "environment.json").is_file()
+
+
+def test_rows_are_spread_evenly():
+    assert spread(range(10), 4) == [0, 2, 5, 7]
+    assert spread(range(3), 4) == [0, 1, 2] and spread(range(4), 4) == [0, 1, 2, 3]
+    assert len(set(spread(range(10_000), 2048))) == 2048 and spread(range(10_000), 2048)[-1] > 9_990
+
+
+def test_normalisation_measures_rows_of_the_whole_file(base, tmp_path: Path, monkeypatch):
+    """A file that is sorted by length: its beginning alone would tell the scores of short answers."""
+    monkeypatch.setattr("accord.recipes.reward.MEASURED", 4)
+    asked: list[list[int]] = []
+    prepare = RewardModelling.prepare
+
+    def watch(self, items, scorer):
+        asked.append([len(item.chosen) for item in items])
+        return prepare(self, items, scorer)
+
+    monkeypatch.setattr(RewardModelling, "prepare", watch)
+    rows = [{"prompt": "the film", "chosen": " good" * (i + 1), "rejected": " odd"} for i in range(8)]
+    over = {"data": {"path": write_rows(tmp_path / "sorted.jsonl", rows)}, "algorithm": {"normalize": "all"}}
+    run("reward", base, tmp_path, over)
+    shortest = min(asked[-1])
+    assert [length - shortest for length in asked[-1]] == [0, 2, 4, 6]

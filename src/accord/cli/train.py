@@ -11,6 +11,7 @@ from accord.config import (
     RECIPES,
     ClassifyRecipe,
     CSFTRecipe,
+    DPORecipe,
     Recipe,
     RolloutRecipe,
     build,
@@ -105,6 +106,10 @@ def _dry_run(command: str, recipe: Recipe, resume: bool) -> int:
         from accord.recipes.csft import check_values
 
         check_values(recipe)
+    if isinstance(recipe, DPORecipe):
+        from accord.recipes.dpo import check_margins
+
+        check_margins(recipe)
     light = _open_rewards(command, recipe)
     if Path(location.base).exists():  # what is on the hub is fetched by a run, not by its rehearsal
         check_family(recipe)

@@ -32,8 +32,8 @@ class LoraConfig(Adapter):
     alpha: float = Field(32, gt=0)
     """Scale: the update is multiplied by alpha / r."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout on the adapter's input, in the updates of methods whose loss does not compare the policy with what it was:
-    docs/adapters.md names them."""
+    """Dropout on the adapter's input, in the updates of `sft`, `csft`, `reward`, `classify`, `rejection` and of the
+    methods on pairs (`dpo`, `orpo`, `simpo`, `cpo`); off in all others. The reference has none."""
     targets: str | tuple[str, ...] = "all-linear"
     """Module names to adapt (a text is a regular expression), or `all-linear`: every linear layer but the output layer."""
     rslora: bool = False
@@ -66,8 +66,8 @@ class AdaLoraConfig(Adapter):
     alpha: float = Field(32, gt=0)
     """Scale: the update is multiplied by alpha / init_r."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout on the adapter's input, in the updates of methods whose loss does not compare the policy with what it was:
-    docs/adapters.md names them."""
+    """Dropout on the adapter's input, in the updates of `sft`, `csft`, `reward`, `classify`, `rejection` and of the
+    methods on pairs (`dpo`, `orpo`, `simpo`, `cpo`); off in all others. The reference has none."""
     targets: str | tuple[str, ...] = "all-linear"
     """Module names to adapt (a text is a regular expression), or `all-linear`: every linear layer but the output layer."""
     warmup: float = Field(0.1, ge=0)
@@ -226,8 +226,8 @@ class PTuningConfig(Adapter):
     layers: int | None = Field(None, ge=1)
     """Layers of the LSTM; 2 by default."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout between the LSTM's layers, in the updates of methods whose loss does not compare the policy with what it was:
-    docs/adapters.md names them."""
+    """Dropout between the LSTM's layers, in the updates of `sft`, `csft`, `reward`, `classify`, `rejection` and of the
+    methods on pairs (`dpo`, `orpo`, `simpo`, `cpo`); off in all others. The reference has none."""
 
     @model_validator(mode="after")
     def _lstm_only(self) -> Self:

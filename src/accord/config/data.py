@@ -45,7 +45,7 @@ class DataConfig(Section):
     """`stop`: the first bad rows are listed with file, line and reason, and nothing runs. `skip`: they are left out, and
     counted by reason in the log."""
     train_on: Literal["completion", "all"] = "completion"
-    """Which tokens SFT learns: those of completions (assistant turns), or all."""
+    """Which tokens `sft` and `csft` learn: those of completions (assistant turns), or all; others learn from completions."""
     eval_path: str | None = None
     """Held-out rows, of the same kinds as `path`."""
     eval_fraction: float = Field(0.0, ge=0, lt=1)

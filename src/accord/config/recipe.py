@@ -31,6 +31,8 @@ class Recipe(Section):
     """What a row of its data becomes."""
     has_heads: ClassVar[bool] = False
     """Whether a value or score head learns."""
+    learns_prompts: ClassVar[bool] = False
+    """Whether `data.train_on: all` means anything to it."""
 
     model: ModelConfig
     adapter: AdapterConfig | None = LoraConfig()
@@ -104,6 +106,15 @@ class Recipe(Section):
             raise ValueError(f"train.head_learning_rate: {self.algorithm.type} has no value or score head that learns")
         return self
 
+    @model_validator(mode="after")
+    def _data_is_read(self) -> Self:
+        if self.data.train_on != "completion" and not self.learns_prompts:
+            raise ValueError(
+                f"data.train_on: {self.data.train_on} is about imitating texts (accord sft, accord csft); {self.algorithm.type} "
+                "learns from completions alone: leave it out"
+            )
+        return self
+
     @property
     def rows_become(self) -> type[Record] | None:
         """What a row of its data becomes, with these settings; `None`: what its columns make of it."""
@@ -118,6 +129,15 @@ class ExampleRecipe(Recipe):
     """What every recipe has that learns from rows that are there already."""
 
     train: ExampleTrain = ExampleTrain()
+
+    @model_validator(mode="after")
+    def _evaluates(self) -> Self:
+        if self.train.eval_every and self.data.eval_path is None and not self.data.eval_fraction:
+            raise ValueError(
+                f"train.eval_every: {self.train.eval_every} evaluates held-out rows, and none are held out: give data.eval_path "
+                "or data.eval_fraction, or leave it out"
+            )
+        return self
 
 
 class RolloutRecipe(Recipe):

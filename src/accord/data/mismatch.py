@@ -11,7 +11,8 @@ from accord.errors import DataError
 
 
 def with_mismatched(rows: Sequence[EncodedLabelled], limit: int) -> list[EncodedLabelled]:
-    """Each row with its prompt and the next row's answer as well; the last one has the first one's.
+    """Each row with its prompt and another row's answer as well: that of the next row, cyclically, with another prompt (after one
+    answer of a pair comes the other, which does answer the prompt), or of the next row where all have one prompt.
 
     Args:
         rows: those of a whole step, of all ranks.
@@ -22,15 +23,31 @@ def with_mismatched(rows: Sequence[EncodedLabelled], limit: int) -> list[Encoded
     """
     if len(rows) < 2:
         raise DataError("a prompt needs the answer of another row beside it, and there is one row alone")
-    others = [*rows[1:], rows[0]]
+    others = _others([_prompt(row.sequence) for row in rows])
     return [
-        replace(row, mismatched=_joined(row.sequence, other.sequence, limit))
+        replace(row, mismatched=_joined(row.sequence, rows[other].sequence, limit))
         for row, other in zip(rows, others, strict=True)
     ]
 
 
+def _others(prompts: Sequence[tuple[int, ...]]) -> list[int]:
+    """For each place the next one, cyclically, that holds something else; the next one if none does."""
+    count = len(prompts)
+    others = [(place + 1) % count for place in range(count)]
+    if len(set(prompts)) == 1:
+        return others
+    for place in [*reversed(range(count))] * 2:  # once more for what goes on at the other end
+        after = (place + 1) % count
+        others[place] = others[after] if prompts[place] == prompts[after] else after
+    return others
+
+
 def _joined(row: TokenSequence, other: TokenSequence, limit: int) -> TokenSequence:
-    cut, start = row.target_mask.index(True), other.target_mask.index(True)
-    ids = row.input_ids[:cut] + other.input_ids[start:]
-    mask = (False,) * cut + other.target_mask[start:]
+    prompt, start = _prompt(row), other.target_mask.index(True)
+    ids = prompt + other.input_ids[start:]
+    mask = (False,) * len(prompt) + other.target_mask[start:]
     return TokenSequence(ids[:limit], mask[:limit])
+
+
+def _prompt(row: TokenSequence) -> tuple[int, ...]:
+    return row.input_ids[: row.target_mask.index(True)]

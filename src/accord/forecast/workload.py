@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from accord.config import Recipe, RolloutRecipe
 from accord.config.rollout import MOST
-from accord.packing import worth_sharing
 
+SHORTEST, OWN_TO_SHARED = 16, 16
+"""As in `accord.packing`, which imports numpy; a test compares them."""
 PAIRED = ("reward", "dpo", "orpo", "simpo", "cpo", "online_dpo")
 """Recipes whose sequences come in twos that stay together."""
 ENTROPIES = ("ppo", "rloo", "grpo", "reinforce", "remax")
@@ -79,7 +80,7 @@ def workload(recipe: Recipe, ranks: int = 1, longest: int | None = None, shares:
     elif recipe.algorithm.type == "rejection":
         kept, kept_of_one = responses // samples, 1
     sequences = max(-(-kept // recipe.algorithm.minibatches), unit)
-    shares = shares and worth_sharing(prompt, prompt + new) > 0
+    shares = shares and prompt >= SHORTEST and OWN_TO_SHARED * prompt >= new
     together = shares and (unit > 1 or recipe.algorithm.minibatches == 1)  # minibatches cut groups, and not pairs
     update, count = micro_batches(sequences, prompt, new, unit, limit, kept_of_one if together else 1)
     scored, _ = micro_batches(responses, prompt, new, 1, limit, samples if shares else 1)

@@ -11,24 +11,22 @@ from typing import Any
 
 import peft
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from accord.config import METHODS, AdaLoraConfig
 from accord.errors import ConfigError, ModelError
+from accord.model.adapter_files import WEIGHTS, is_factor, saved_config, saved_tensors
 from accord.model.lora import use_thin_layers
 from accord.model.merging import refuse_changed_base
-from accord.model.methods import METHOD_OF, unsuited_layers
+from accord.model.methods import METHOD_OF, check_dora, unsuited_layers
 from accord.model.prompts import VirtualTokens, check_virtual_tokens
 from accord.model.ranks import RankBudget
 from accord.model.reading import choose_reading
 
-WEIGHTS = "adapter_model.safetensors"
 SCORE = "score.weight"
 """The head of a sequence classifier."""
-FACTORS = ("lora_", "ia3_")
-"""How peft's names of an adapter's weights begin."""
 
 
 class AdapterSet:
@@ -59,8 +57,14 @@ class AdapterSet:
         """Put a fresh adapter on the base.
 
         Raises:
-            ConfigError: no module of the model has a name that the adapter targets, or its architecture is not known.
+            ConfigError: no module of the model has a name that the adapter targets, its architecture is not known, or DoRA would
+                get the weights of a quantised base wrong.
         """
+        if getattr(config, "use_dora", False):
+            layers = (
+                module for module in self.model.modules() if hasattr(module, "quant_state")
+            )  # bitsandbytes' 4-bit ones
+            check_dora(f"the adapter {name} is DoRA", self.base_path, (layer.in_features for layer in layers))  # type: ignore[misc]
         if not config.is_prompt_learning:
             config.task_type = task_type(self.model)
         if getattr(config, "target_modules", None) == "all-linear":
@@ -86,7 +90,7 @@ class AdapterSet:
     def _add(self, name: str, config: peft.PeftConfig) -> None:
         if config.is_prompt_learning:
             method = METHOD_OF[str(config.peft_type.value)]  # type: ignore[union-attr]
-            check_virtual_tokens(method, self.base_path, choose_reading(self.base_path, self.model))
+            check_virtual_tokens(method, self.base_path, choose_reading(self.base_path, self.model), self.model)
             # A decoder would have prompts of its own; peft's forward of these methods never reads them.
             config.num_transformer_submodules = 1  # type: ignore[attr-defined]
             config.task_type = (
@@ -110,7 +114,7 @@ class AdapterSet:
 
     def carries(self, folder: Path) -> bool:
         """Whether a saved adapter can be put beside those that are here: there is no second method that changes layers."""
-        config = peft.PeftConfig.from_pretrained(str(folder))
+        config = saved_config(folder)
         if config.is_prompt_learning or self.wrapped is None:
             return True
         return all(other.peft_type == config.peft_type for other in self.wrapped.peft_config.values())
@@ -128,23 +132,28 @@ class AdapterSet:
         Raises:
             ModelError: it is of another kind, does not fit, or changes the base by more than factors and these heads.
         """
-        config = peft.PeftConfig.from_pretrained(str(folder))
+        config = saved_config(folder)
         if config.peft_type not in METHOD_OF:
             raise ModelError(
                 f"{folder} is a {config.peft_type} adapter; roles on a shared base take {', '.join(METHODS)}"
             )
-        if not (folder / WEIGHTS).is_file():
-            raise ModelError(f"{folder} holds an adapter's config, but not its weights: there is no {WEIGHTS}")
+        tensors = saved_tensors(folder)
         refuse_changed_base(folder)
         if isinstance(config, peft.LoraConfig):
             config.init_lora_weights = True  # all weights come from the file, and those of copies from it
         config.modules_to_save, config.task_type = None, task_type(self.model)  # type: ignore[attr-defined]
         config.inference_mode = config.is_prompt_learning
         config.base_model_name_or_path = None  # peft would compare it with how the base was named here
-        self.add(name, config)
-        tensors = load_file(folder / WEIGHTS)
+        try:
+            self.add(name, config)
+        except ConfigError as error:
+            if not isinstance(
+                error.__cause__, ValueError
+            ):  # what peft says: it is the file's fault, and not the recipe's
+                raise
+            raise ModelError(f"{folder} does not fit its base {self.base_path}: {error.__cause__}") from error
         root = self._root(name)
-        kept = {key: tensor for key, tensor in tensors.items() if key == "prompt_embeddings" or _is_factor(key)}
+        kept = {key: tensor for key, tensor in tensors.items() if key == "prompt_embeddings" or is_factor(key)}
         whole = {key: tensor for key, tensor in tensors.items() if key not in kept and key.startswith(root)}
         head = {key.removeprefix(root): t for key, t in whole.items() if _module(key.removeprefix(root)) in heads}
         self._refuse_whole(name, folder, {key: t for key, t in whole.items() if key.removeprefix(root) not in head})
@@ -156,7 +165,7 @@ class AdapterSet:
         missing: list[str] = []
         if name not in self.prompts:  # peft reads virtual tokens into their encoder, which fits or fails
             odd += result.unexpected_keys
-            missing = [key for key in result.missing_keys if f".{name}." in f"{key}." and _is_factor(key)]
+            missing = [key for key in result.missing_keys if f".{name}." in f"{key}." and is_factor(key)]
         if odd or missing:
             raise ModelError(
                 f"{folder} does not fit its base {self.base_path}: {len(odd)} tensors have no place, "
@@ -179,9 +188,11 @@ class AdapterSet:
                 f"take them: fold it in with `accord merge {folder} FOLDER` and use FOLDER"
             )
 
-    def copy(self, source: str, target: str) -> None:
-        """Add an adapter with the same shape and weights as another."""
+    def copy(self, source: str, target: str, dropout: float | None = None) -> None:
+        """Add an adapter with the same shape and weights as another, and with a dropout of its own if one is given."""
         config = self.config(source)
+        if dropout is not None and hasattr(config, "lora_dropout"):
+            config.lora_dropout = dropout
         config.base_model_name_or_path = None
         self.add(target, config)
         if source in self.prompts:  # with the network that makes the virtual tokens, which peft does not save
@@ -256,7 +267,7 @@ class AdapterSet:
             encoder = self.prompts[name].prompt_encoder[name]
             return {f"prompt_encoder.{name}.{key}": parameter for key, parameter in encoder.named_parameters()}
         named = self.wrapped.named_parameters() if self.wrapped is not None else ()
-        return {key: parameter for key, parameter in named if f".{name}." in f"{key}." and _is_factor(key)}
+        return {key: parameter for key, parameter in named if f".{name}." in f"{key}." and is_factor(key)}
 
     # --- AdaLoRA's schedule ------------------------------------------------------------------------------------------
 
@@ -370,10 +381,6 @@ def _module(key: str) -> str:
 
 def _equal(own: Tensor, saved: Tensor) -> bool:
     return own.shape == saved.shape and torch.equal(own.cpu(), saved.to(own.dtype))
-
-
-def _is_factor(key: str) -> bool:
-    return any(part.startswith(FACTORS) for part in key.split("."))
 
 
 def task_type(model: PreTrainedModel) -> str:

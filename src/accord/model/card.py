@@ -112,9 +112,13 @@ def loading_code(model: SavedModel) -> str:
     stem = {"causal": "CausalLM", "encoder-decoder": "Seq2SeqLM", "tagger": "TokenClassification"}.get(
         model.kind, "SequenceClassification"
     )
-    lines = ["from transformers import AutoTokenizer", ""]
+    lines = ["from transformers import AutoTokenizer", "", 'tokenizer = AutoTokenizer.from_pretrained("FOLDER")']
     extra = ", num_labels=1" if model.kind == "reward" else ""
     extra = f", id2label={dict(enumerate(model.labels))}" if model.labels else extra
+    if (
+        stem == "SequenceClassification"
+    ):  # the base's own config may pad with EOS, and a score is read at the last token that is not padding
+        extra += ", pad_token_id=tokenizer.pad_token_id"
     base: Any = model.base
     note = ""
     if base is None:
@@ -140,5 +144,4 @@ def loading_code(model: SavedModel) -> str:
             'model = PeftModel.from_pretrained(base, "FOLDER")',
         ]
         note = "" if name == base else "\n\n`BASE` is the model that the adapter was trained on; see below."
-    lines.append('tokenizer = AutoTokenizer.from_pretrained("FOLDER")')
     return "```python\n" + "\n".join(lines) + "\n```" + note

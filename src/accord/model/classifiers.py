@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -23,12 +22,20 @@ from transformers import (
 from transformers.utils import cached_file
 
 from accord.errors import ModelError
+from accord.model.adapter_files import WEIGHTS, saved_tensors
 from accord.model.heads import ClassHead
-from accord.model.loading import ADAPTER_CONFIG, Location, distinct_padding, quiet_progress, read_config, source_of
+from accord.model.loading import (
+    Location,
+    distinct_padding,
+    first_line,
+    quiet_progress,
+    read_adapter_config,
+    read_config,
+    source_of,
+)
 
 FILE = "accord_labels.json"
 """Names of the classes, beside an adapter's weights: peft keeps none."""
-WEIGHTS = "adapter_model.safetensors"
 TASKS = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS"}
 """Level -> peft's name of the task."""
 HEADS = ("score", "classifier")
@@ -148,8 +155,8 @@ def load_for_adapter(
                 **file,
                 **({"quantization_config": GgufConfig(dequantize=True)} if file else {}),
             )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"the model {base} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"the model {base} cannot be loaded: {first_line(error)}") from error
     model, report = loaded
     missing = [key for key in report["missing_keys"] if not key.startswith(f"{head}.")]
     if missing:
@@ -201,7 +208,7 @@ def read_labels(location: Location, trust_remote_code: bool = False) -> ClassFac
 
 def _unnamed(adapter: Path) -> ClassFacts | None:
     """Of an adapter that was not made by Accord: as many labels as its head has rows, under transformers' names for them."""
-    task = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("task_type")
+    task = read_adapter_config(adapter).get("task_type")
     level = next((level for level, name in TASKS.items() if name == task), None)
     rows = head_rows(adapter) if level is not None else None
     if level is None or rows is None or rows < 2:
@@ -210,20 +217,28 @@ def _unnamed(adapter: Path) -> ClassFacts | None:
 
 
 def head_rows(adapter: Path) -> int | None:
-    """How many labels an adapter's own head has; `None` without a head."""
-    if (adapter / WEIGHTS).is_file():
-        with safe_open(str(adapter / WEIGHTS), framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118  no mapping
-                if key.rsplit(".", 2)[-2:] in ([name, "weight"] for name in HEADS):
-                    return int(tensors.get_slice(key).get_shape()[0])
+    """How many labels an adapter's own head has; `None` without a head.
+
+    Raises:
+        ModelError: its weights are not there, or damaged.
+    """
+    for key, tensor in saved_tensors(adapter).items():
+        if key.rsplit(".", 2)[-2:] in ([name, "weight"] for name in HEADS):
+            return int(tensor.shape[0])
     return None
 
 
 def saved_head(adapter: Path, name: str) -> dict[str, Tensor]:
-    """The weights of an adapter's head by their names in the head; empty without one."""
+    """The weights of an adapter's head by their names in the head.
+
+    Raises:
+        ModelError: there are none, or the adapter's file is damaged.
+    """
     middle = f".{name}."
-    tensors = load_file(adapter / WEIGHTS) if (adapter / WEIGHTS).is_file() else {}
-    return {key.rpartition(".")[2]: tensor for key, tensor in tensors.items() if middle in key}
+    head = {key.rpartition(".")[2]: tensor for key, tensor in saved_tensors(adapter).items() if middle in key}
+    if "weight" not in head:
+        raise ModelError(f"{adapter} is said to be a classifier, and {WEIGHTS} holds no weights of its head ({name})")
+    return head
 
 
 def refuse_classes(path: str, location: Location, wanted: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -41,5 +42,14 @@ def saved_critic(policy: str, source: str | None) -> Path:
 
 
 def read_value_head(file: Path) -> Tensor:
-    """The weight of a saved value head, float32 [1, H]."""
-    return load_file(file)[WEIGHT]
+    """The weight of a saved value head, float32 [1, H].
+
+    Raises:
+        ModelError: the file is damaged.
+    """
+    try:
+        return load_file(file)[WEIGHT]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise ModelError(
+            f"{file} cannot be read ({error}): save the critic again, or leave critic.start out"
+        ) from error

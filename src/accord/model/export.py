@@ -13,8 +13,9 @@ from accord.model import classifiers
 from accord.model.adapters import SCORE
 from accord.model.classifiers import ClassFacts, head_shape, named_head, write_labels
 from accord.model.critic import CRITIC, VALUE_HEAD, WEIGHT
-from accord.model.loading import distinct_padding, quiet_progress
+from accord.model.loading import distinct_padding
 from accord.model.roles import Roles
+from accord.model.saving import save_model
 
 
 def save_policy(roles: Roles, folder: Path) -> None:
@@ -23,7 +24,7 @@ def save_policy(roles: Roles, folder: Path) -> None:
     if role.adapter is not None:
         roles.adapters.save(role.adapter, folder)
     else:
-        _save_model(roles.model, folder)
+        save_model(roles.model, folder)
     roles.tokenizer.save_pretrained(folder)
 
 
@@ -49,7 +50,7 @@ def save_scorer(roles: Roles, folder: Path, name: str = "reward") -> None:
     if role.adapter is not None:
         roles.adapters.save(role.adapter, folder, "SEQ_CLS", {SCORE: head.weight})
     else:
-        _save_model(as_classifier(role.trunk, head.weight, padding), folder)  # type: ignore[arg-type]
+        save_model(as_classifier(role.trunk, head.weight, padding), folder)  # type: ignore[arg-type]
     tokenizer.save_pretrained(folder)
 
 
@@ -66,7 +67,7 @@ def save_classifier(roles: Roles, folder: Path, facts: ClassFacts) -> None:
         roles.adapters.save(role.adapter, folder, classifiers.TASKS[facts.level], head)
         write_labels(folder, facts)
     else:
-        _save_model(classifiers.as_classifier(role.trunk, facts, head, tokenizer), folder)  # type: ignore[arg-type]
+        save_model(classifiers.as_classifier(role.trunk, facts, head, tokenizer), folder)  # type: ignore[arg-type]
     tokenizer.save_pretrained(folder)
 
 
@@ -81,9 +82,3 @@ def as_classifier(model: PreTrainedModel, score: torch.Tensor, padding: int | No
     tensors["score.weight"] = score.detach().to(model.dtype)
     classifier.load_state_dict(tensors, strict=True, assign=True)
     return classifier
-
-
-def _save_model(model: PreTrainedModel, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with quiet_progress():
-        model.save_pretrained(folder)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -29,11 +30,9 @@ from accord.config import ModelConfig
 from accord.errors import ModelError
 from accord.model.attention import choose_attention
 from accord.model.hub import fetch_adapter
-from accord.model.notices import leave_out_idle_notices
 from accord.model.reading import Reading, choose_reading, refuse_head, refuse_transform, way_of
 from accord.model.tensors import LazyTensor, load_streaming, open_tensors
 
-leave_out_idle_notices()  # before anything imports bitsandbytes
 ADAPTER_CONFIG = "adapter_config.json"
 GGUF = ".gguf"
 
@@ -73,11 +72,29 @@ def locate(path: str) -> Location:
 
 
 def _on_its_base(adapter: Path) -> Location:
-    base = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base:
+    base = read_adapter_config(adapter).get("base_model_name_or_path")
+    if not base or not isinstance(base, str):
         raise ModelError(f"{adapter / ADAPTER_CONFIG} does not name its base model (base_model_name_or_path)")
     beside = adapter / base
     return Location(str(beside) if not Path(base).exists() and beside.exists() else base, adapter)
+
+
+def read_adapter_config(adapter: Path) -> dict[str, Any]:
+    """What peft wrote about a saved adapter.
+
+    Raises:
+        ModelError: the file is damaged, or does not say of which kind the adapter is.
+    """
+    file = adapter / ADAPTER_CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read ({error}): save or fetch the adapter again") from error
+    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
+        raise ModelError(
+            f"{file} does not say which kind of adapter this is (peft_type): save or fetch the adapter again"
+        )
+    return config
 
 
 def _locate_gguf(path: str, file: Path) -> Location:
@@ -116,8 +133,8 @@ def load_tokenizer(config: ModelConfig, location: Location) -> PreTrainedTokeniz
     source, file = (str(location.adapter), {}) if own else source_of(location.base)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code, **file)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"no tokenizer could be loaded from {source}: {_first_line(error)}") from error
+    except Exception as error:  # of a damaged file the tokenizers library raises a bare Exception
+        raise ModelError(f"no tokenizer could be loaded from {source}: {first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {source} has no EOS token, so no response could end; set eos_token in it")
     if tokenizer.pad_token_id is None:
@@ -144,13 +161,13 @@ def read_config(base: str, trust_remote_code: bool = False) -> Any:
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **file)
     except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read the model {base}: {_first_line(error)}") from error
+        raise ModelError(f"cannot read the model {base}: {first_line(error)}") from error
 
 
 def is_scorer(location: Location, trust_remote_code: bool = False) -> bool:
     """Whether a location is a reward model: a sequence classifier, or an adapter that is one."""
     if location.adapter is not None:
-        return json.loads((location.adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("task_type") == "SEQ_CLS"
+        return bool(read_adapter_config(location.adapter).get("task_type") == "SEQ_CLS")
     architectures = read_config(location.base, trust_remote_code).architectures or []
     return any("SequenceClassification" in name for name in architectures)
 
@@ -208,8 +225,8 @@ def load_weights(
                 )
             else:
                 loaded = load_streaming(base, skeleton, config, device, tensors or open_tensors(base), quantize, own)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"the model {base} cannot be loaded: {_first_line(error)}") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"the model {base} cannot be loaded: {first_line(error)}") from error
     model, report = loaded
     missing = set(report["missing_keys"]) - ({"score.weight"} if headless else set())
     if missing:
@@ -266,7 +283,7 @@ def make_skeleton(base: str, config: Any, scorer: bool = False, trust_remote_cod
                 config, trust_remote_code=trust_remote_code
             )
     except ValueError as error:
-        raise ModelError(f"{base} is no model of a kind that is needed here: {_first_line(error)}") from error
+        raise ModelError(f"{base} is no model of a kind that is needed here: {first_line(error)}") from error
     if not scorer:
         refuse_head(base, skeleton)
     return skeleton
@@ -344,8 +361,9 @@ def head_size(model: PreTrainedModel) -> int:
     return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+def first_line(error: Exception) -> str:
+    """What an error says, for the end of a message of ours; its kind, if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def distinct_padding(tokenizer: PreTrainedTokenizerBase) -> int | None:

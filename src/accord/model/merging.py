@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,20 @@ import torch
 from accord.config import METHODS, ModelConfig
 from accord.data.conditioning import read_conditioning
 from accord.errors import ModelError
+from accord.model.adapter_files import is_factor, saved_config, saved_tensors
 from accord.model.card import write_card
 from accord.model.classifiers import load_for_adapter, read_labels
 from accord.model.loading import (
-    ADAPTER_CONFIG,
     distinct_padding,
+    first_line,
     is_scorer,
     load_tokenizer,
     load_weights,
     locate,
-    quiet_progress,
+    read_adapter_config,
 )
-from accord.model.methods import METHOD_OF
+from accord.model.methods import METHOD_OF, PAST_LAYER
+from accord.model.saving import save_model
 from accord.model.score_facts import read_facts, write_facts
 
 TAKEN_FROM_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -34,13 +35,8 @@ REPEATABLE = ("pissa", "olora")
 
 def method_of_folder(folder: Path) -> str:
     """The method of a saved adapter, as recipes call it; peft's own name if they have none."""
-    kind = str(_read_config(folder).get("peft_type"))
+    kind = str(read_adapter_config(folder)["peft_type"])
     return METHOD_OF.get(kind, kind)
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    return config
 
 
 def refuse_changed_base(folder: Path, repeatable: bool = False) -> None:
@@ -53,7 +49,7 @@ def refuse_changed_base(folder: Path, repeatable: bool = False) -> None:
     Raises:
         ModelError: it does.
     """
-    start = str(_read_config(folder).get("init_lora_weights")).lower()
+    start = str(read_adapter_config(folder).get("init_lora_weights")).lower()
     if not start.startswith(TAKEN_FROM_BASE) or (repeatable and start in REPEATABLE):
         return
     how = "convert it to plain LoRA where it was made (peft: save_pretrained(..., path_initial_model_for_weight_conversion=...))"
@@ -97,14 +93,14 @@ def folded_in(model: Any, folder: Path) -> Any:
 
     Raises:
         ModelError: the adapter changes one of several layers that are one weight, such as a tied embedding: all would change;
-            or the weights below it are not known.
+            or a layer that its family reads past; or the weights below it are not known.
     """
     refuse_changed_base(folder, repeatable=True)
     layers_of: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         layers_of.setdefault(id(parameter), []).append(name.rpartition(".")[0])
     tied = {layer: layers for layers in layers_of.values() if len(layers) > 1 for layer in layers}
-    wrapped: Any = peft.PeftModel.from_pretrained(model, str(folder))
+    wrapped = _wrapped(model, folder)
     for layer in wrapped.base_model.targeted_module_names:
         if layer in tied:
             others = ", ".join(other for other in tied[layer] if other != layer)
@@ -112,7 +108,46 @@ def folded_in(model: Any, folder: Path) -> Any:
                 f"{folder} adapts {layer}, whose weight is also that of {others} (tie_word_embeddings), so folded in it would "
                 "change both: use the adapter as it is, or train one without that layer (adapter.targets)"
             )
+        if layer.rpartition(".")[2] in PAST_LAYER.get(model.config.model_type, ()) and _adds(
+            wrapped.base_model.model.get_submodule(layer)
+        ):
+            raise ModelError(
+                f"{folder} adapts {layer}, whose weight {model.config.model_type} reads past the adapter, so folded in it would "
+                "do what it does not as an adapter: use the adapter as it is, or train one without that layer (adapter.targets)"
+            )
     return wrapped.merge_and_unload(safe_merge=True)
+
+
+def _wrapped(model: Any, folder: Path) -> Any:
+    """The model with a saved adapter on it.
+
+    Raises:
+        ModelError: the adapter is damaged, or was trained on another base.
+    """
+    prunes, tensors = saved_config(folder).peft_type == peft.PeftType.ADALORA, saved_tensors(folder)
+    why = f"{folder} does not fit its base {model.name_or_path or type(model).__name__}"
+    again = (
+        "the base is another than the adapter was trained on (base_model_name_or_path), or one of the two is damaged"
+    )
+    try:
+        wrapped = peft.PeftModel.from_pretrained(model, str(folder))
+        if prunes:  # its layers have the pruned ranks now, and would not take the weights again
+            return wrapped
+        told: Any = peft.set_peft_model_state_dict(wrapped, tensors)  # once more, since only this says what did not fit
+    except (RuntimeError, LookupError, ValueError, TypeError) as error:
+        raise ModelError(f"{why}: {again}. {first_line(error)}") from error
+    odd = [key for key in told.unexpected_keys if is_factor(key)]
+    missing = [key for key in told.missing_keys if ".default" in key and is_factor(key)]
+    if odd or missing:
+        raise ModelError(
+            f"{why}: {again}. {len(odd)} tensors have no place, {len(missing)} are missing, such as {min(odd or missing)}"
+        )
+    return wrapped
+
+
+def _adds(layer: Any) -> bool:
+    """Whether an adapted layer differs from the one below it; what never learnt does not."""
+    return bool(layer.get_delta_weight("default").any()) if hasattr(layer, "get_delta_weight") else True
 
 
 def merge(adapter: Path, output: Path, dtype: torch.dtype, trust_remote_code: bool = False) -> Path:
@@ -144,8 +179,7 @@ def merge(adapter: Path, output: Path, dtype: torch.dtype, trust_remote_code: bo
     merged = folded_in(base, location.adapter)
     if scorer or facts is not None:
         merged.config.pad_token_id = distinct_padding(tokenizer)
-    with quiet_progress():
-        merged.to(dtype).save_pretrained(output)
+    save_model(merged.to(dtype), output)
     tokenizer.save_pretrained(output)
     stored = read_facts(location) if scorer else None
     if stored is not None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import peft
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from accord.config import AdaLoraConfig, AdapterConfig, IA3Config, LoraConfig, PrefixConfig, PromptConfig, PTuningConfig
+from accord.errors import ConfigError
 from accord.model.loading import trunk_of
 
 METHOD_OF: dict[str, str] = {
@@ -85,6 +90,102 @@ def peft_config(config: AdapterConfig, tokenizer: str) -> peft.PeftConfig:
     )
 
 
+def check_targets(targets: str | Sequence[str] | None, base: str, model: PreTrainedModel) -> None:
+    """Refuse to adapt layers on which nothing would be learnt.
+
+    Args:
+        targets: `adapter.targets`.
+        base: the model, for the message.
+        model: it may be without weights.
+
+    Raises:
+        ConfigError: one of them is a layer that the family reads past.
+    """
+    past = PAST_LAYER.get(model.config.model_type, ())
+    if not past or targets is None or targets == "all-linear":
+        return
+    for name, module in model.named_modules():
+        last = name.rpartition(".")[2]
+        asked = re.fullmatch(targets, name) if isinstance(targets, str) else _ends_with_one(name, targets)
+        if asked and last in past and isinstance(module, nn.Linear):
+            raise ConfigError(
+                f"adapter.targets: {base} ({model.config.model_type}) multiplies with the weight of {last} itself instead of "
+                f"calling the layer, so an adapter on it would never learn; leave {last} out"
+            )
+
+
+def _ends_with_one(name: str, targets: Sequence[str]) -> bool:
+    """Whether peft takes a module for one of the targets."""
+    return any(f".{name}".endswith(f".{target}") for target in targets)
+
+
+def check_dora(what: str, base: str, widths: Iterable[int]) -> None:
+    """Refuse DoRA on an NF4 base whose layers are not whole blocks.
+
+    Args:
+        what: that is DoRA: a key of the recipe or a saved adapter.
+        base: the model, for the message.
+        widths: `in_features` of its layers that are, or will be, NF4.
+
+    Raises:
+        ConfigError: one of them is no multiple of 64.
+    """
+    odd = next((width for width in widths if width % 64), None)
+    if odd is not None:
+        raise ConfigError(
+            f"{what}: peft dequantises weights with bitsandbytes, which gets NF4 wrong on a CPU for a width of {odd}, no "
+            f"multiple of 64, as {base} has; use model.quantize: int8 or none, or an adapter without DoRA (dora: false)"
+        )
+
+
+def kept_options(config: Any) -> dict[str, Any]:
+    """What a saved adapter is, in the words of the recipe's section: the options that a run which goes on from it cannot change.
+    Dropout of layers is none of them, and networks that made virtual tokens are gone.
+
+    Args:
+        config: peft's, of a method that recipes have.
+    """
+    options: dict[str, Any] = {}
+    if hasattr(config, "target_modules"):
+        targets = config.target_modules
+        options["targets"] = targets if isinstance(targets, str) or targets is None else tuple(sorted(targets))
+    if isinstance(config, peft.AdaLoraConfig):
+        return options | {
+            "init_r": config.init_r,
+            "target_r": config.target_r,
+            "alpha": config.lora_alpha,
+            "every": config.deltaT,
+            "beta1": config.beta1,
+            "beta2": config.beta2,
+            "orthogonality": config.orth_reg_weight,
+        }
+    if isinstance(config, peft.LoraConfig):
+        more = {"rslora": config.use_rslora, "dora": config.use_dora}
+        return options | {"r": config.r, "alpha": config.lora_alpha} | more
+    if isinstance(config, peft.IA3Config):
+        return options | {"feedforward": tuple(sorted(config.feedforward_modules or ()))}
+    options["tokens"] = config.num_virtual_tokens
+    if isinstance(config, peft.PrefixTuningConfig):
+        options |= {"projection": False, "hidden": None}
+    if isinstance(config, peft.PromptEncoderConfig):
+        options |= {"dropout": 0.0}
+    return options
+
+
+def leaves_out_layers(model: PreTrainedModel) -> bool:
+    """Whether the adapters on a base leave out a layer that `all-linear` would reach."""
+    unsuited = unsuited_layers(model) or ()
+    wrapped = {id(inner) for layer in model.modules() if isinstance(layer, BaseTunerLayer) for inner in layer.modules()}
+    output = model.get_output_embeddings()
+    return any(
+        isinstance(module, (nn.Linear, Conv1D))
+        and id(module) not in wrapped
+        and module is not output
+        and not _ends_with_one(name, unsuited)
+        for name, module in model.named_modules()
+    )
+
+
 def _targets(targets: str | tuple[str, ...] | None) -> Any:
     return list(targets) if isinstance(targets, tuple) else targets
 
@@ -96,9 +197,14 @@ FUSED = {
 """Families that hand the weight of `out_proj` to a kernel instead of calling the layer."""
 
 
+PAST_LAYER = {"mamba": ("x_proj", "dt_proj"), "falcon_mamba": ("x_proj", "dt_proj"), "jamba": ("dt_proj",)}
+"""Families that multiply with the weight of a linear layer themselves instead of calling the layer (`dt_proj`), or hand it to a
+kernel where there is one (`x_proj`): an adapter on it would never learn."""
+
+
 def unsuited_layers(model: PreTrainedModel) -> list[str] | None:
-    """Linear layers that `all-linear` leaves out: those of an image tower, which no text reaches, and `out_proj` of
-    state-space layers whose fused kernels read its weight past any adapter."""
+    """Linear layers that `all-linear` leaves out: those of an image tower, which no text reaches, and those of state-space layers
+    whose weight is read past any adapter, by their code or by fused kernels."""
     inside = {id(module) for module in trunk_of(model).modules()}
     names = [
         name
@@ -107,4 +213,5 @@ def unsuited_layers(model: PreTrainedModel) -> list[str] | None:
     ]
     if model.config.model_type in FUSED:
         names.append("out_proj")
+    names += PAST_LAYER.get(model.config.model_type, ())
     return names or None

@@ -19,6 +19,7 @@ from typing import Any
 import peft
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from accord.batch import TokenBatch
 from accord.errors import ConfigError
@@ -57,17 +58,25 @@ class Places:
         return joined.index_copy(dimension, self.virtual_W, virtual.to(own.dtype).repeat(repeats))
 
 
-def check_virtual_tokens(method: str, base: str, reading: Reading) -> None:
-    """Refuse methods that a model cannot carry by the way it reads.
+def check_virtual_tokens(method: str, base: str, reading: Reading, model: PreTrainedModel) -> None:
+    """Refuse methods that a model cannot carry by the way it reads, or by the width of its embeddings.
 
     Args:
         method: `adapter.method`, of those with virtual tokens.
         base: the model, for the message.
         reading: how it reads.
+        model: it may be without weights.
 
     Raises:
         ConfigError: with the reason and another method.
     """
+    embeddings: Any = model.get_input_embeddings()
+    width = model.config.get_text_config().hidden_size
+    if method != "prefix" and embeddings.weight.shape[-1] != width:
+        raise ConfigError(
+            f"adapter.method: {method} makes embeddings as wide as the layers of {base}, {width}, and its own are only "
+            f"{embeddings.weight.shape[-1]} wide (word_embed_proj_dim): use adapter.method: prefix or lora"
+        )
     if reading.way == "rows":
         raise ConfigError(
             f"adapter.method: {method} puts virtual tokens before packed sequences, and {base} is not packed: {reading.why}. "

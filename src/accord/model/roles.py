@@ -142,11 +142,11 @@ class Roles:
         )
 
     def _new_adapter(self, name: str) -> None:
-        """A learning adapter: a copy of the one that the run starts from, or a fresh one."""
+        """A learning adapter: a copy of the one that the run starts from, with the recipe's dropout, or a fresh one."""
         if self.adapter_config is None:
             return
         if self.location.adapter is not None:
-            self.adapters.copy(START, name)
+            self.adapters.copy(START, name, getattr(self.adapter_config, "dropout", None))
         else:
             self.adapters.add(name, peft_config(self.adapter_config, self.location.base))
 

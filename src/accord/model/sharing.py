@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from accord.errors import ConfigError, ModelError
@@ -27,11 +27,10 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
     return lists[0]
 
 
-def share_layers(model: PreTrainedModel, k: int) -> PreTrainedModel:
-    """Freeze the embeddings and the first `k` layers of a model, and copy the rest: the frozen copy holds the very tensors of
-    what is shared, so it costs the memory of the upper layers alone (as TRL's `create_reference_model(num_shared_layers=k)`).
+def freeze_lower(model: PreTrainedModel, k: int) -> list[Tensor]:
+    """Freeze the embeddings and the first `k` layers of a model; returns their tensors.
 
-    An output layer that is tied to the embeddings is shared, and so does not learn either.
+    An output layer that is tied to the embeddings is among them, and so does not learn either.
 
     Raises:
         ConfigError: there are not that many layers, or none would be left to learn.
@@ -45,6 +44,19 @@ def share_layers(model: PreTrainedModel, k: int) -> PreTrainedModel:
         )
     inside = {part for layer in layers for part in layer.modules()}
     embeddings = [part for part in trunk_of(model).modules() if isinstance(part, nn.Embedding) and part not in inside]
-    shared = [tensor for part in (*embeddings, *layers[:k]) for tensor in (*part.parameters(), *part.buffers())]
-    # What deepcopy finds in its memo it takes for copied already; freezing the copy then freezes what it shares.
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared}).requires_grad_(False)
+    lower = [tensor for part in (*embeddings, *layers[:k]) for tensor in (*part.parameters(), *part.buffers())]
+    for tensor in lower:
+        tensor.requires_grad_(False)
+    return lower
+
+
+def share_layers(model: PreTrainedModel, k: int) -> PreTrainedModel:
+    """Freeze the lower part of a model, see `freeze_lower`, and copy the rest: the frozen copy holds the very tensors of what is
+    shared, so it costs the memory of the upper layers alone (as TRL's `create_reference_model(num_shared_layers=k)`).
+
+    Raises:
+        ConfigError, ModelError: see `freeze_lower`.
+    """
+    shared = {id(tensor): tensor for tensor in freeze_lower(model, k)}
+    # What deepcopy finds in its memo it takes for copied already.
+    return copy.deepcopy(model, shared).requires_grad_(False)

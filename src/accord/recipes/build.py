@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -14,10 +14,11 @@ from accord.config.optim import OWN_SCHEDULES
 from accord.data import Encoded, Encoder, Loaded, read_records, set_chat_template, stop_ids
 from accord.errors import ConfigError, ModelError
 from accord.model.device import choose_device
-from accord.model.loading import load_tokenizer, locate, read_config
+from accord.model.loading import load_tokenizer, locate, read_adapter_config, read_config
 from accord.model.merging import has_virtual_tokens, method_of_folder
 from accord.model.roles import Roles
 from accord.recipes.family import check_family, reading_facts
+from accord.recipes.going_on import learning_adapter
 from accord.training.optim import check_optimizer
 from accord.training.parallel import Ranks
 from accord.training.schedule import find_schedule
@@ -94,9 +95,19 @@ def _positions(config: Any) -> int | None:
 
 
 def longest_allowed(recipe: Recipe) -> int:
-    """Tokens that neither `data.max_tokens` nor the model's positions forbid."""
+    """Tokens that neither `data.max_tokens` nor the model's positions forbid; virtual tokens take positions too."""
     config = read_config(locate(recipe.model.source).base, recipe.model.trust_remote_code)
-    return min(recipe.data.max_tokens, _positions(config) or recipe.data.max_tokens)
+    positions = _positions(config)
+    return min(recipe.data.max_tokens, recipe.data.max_tokens if positions is None else positions - _virtual(recipe))
+
+
+def _virtual(recipe: Recipe) -> int:
+    """The most virtual tokens that policy or reference will put before a sequence."""
+    start = locate(recipe.model.source).adapter
+    reference = getattr(getattr(recipe, "reference", None), "path", None)
+    folders = [start, locate(reference).adapter if reference is not None else None]
+    saved = [read_adapter_config(folder).get("num_virtual_tokens") or 0 for folder in folders if folder is not None]
+    return max([*saved, getattr(recipe.adapter, "tokens", 0) if start is None else 0])
 
 
 def check_tokenizer(path: str, roles: Roles) -> None:
@@ -140,26 +151,42 @@ def load_split(recipe: Recipe, encode: Callable[[Loaded, DataConfig], Encoded[T]
         ConfigError: no row would be left to learn from.
     """
     config = recipe.data
-    encoded, facts = _read(config, recipe.rows_become, encode)
-    train = encoded.items
-    held_out: list[T] = []
+    encoded, facts, origins = _read(config, recipe.rows_become, encode)
+    kept_back = held_out_rows(recipe, origins)
+    placed = list(zip(encoded.items, encoded.origins, strict=True))
+    train = [item for item, origin in placed if origin not in kept_back]
+    held_out = [item for item, origin in placed if origin in kept_back]
+    if kept_back and not (train and held_out):
+        which = "to learn from" if held_out else "that are held out"
+        raise ConfigError(f"data.eval_fraction: {config.eval_fraction}: none of the rows {which} can be used")
     if config.eval_path is not None:
         held_out, held_facts = read_rows(config, recipe.rows_become, encode, config.eval_path)
         facts["held out"] = held_facts["data"]
-    elif config.eval_fraction > 0:
-        rows = list(dict.fromkeys(encoded.origins))
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
-        count = max(1, round(config.eval_fraction * len(rows)))
-        if count >= len(rows):
-            raise ConfigError(
-                f"data.eval_fraction: {config.eval_fraction} of {len(rows)} rows leaves none to learn from"
-            )
-        kept_back = {rows[i] for i in order[:count]}
-        placed = list(zip(encoded.items, encoded.origins, strict=True))
-        held_out = [item for item, origin in placed if origin in kept_back]
-        train = [item for item, origin in placed if origin not in kept_back]
+    elif kept_back:
+        count = len(kept_back & set(encoded.origins))
         facts["held out"] = f"{count} of these rows" + (f", made {len(held_out)}" if len(held_out) != count else "")
     return Split(train, held_out, facts)
+
+
+def held_out_rows(recipe: Recipe, origins: Iterable[str]) -> frozenset[str]:
+    """Which rows are held out of the recipe's own data: chosen by the seed, before anything is made of them.
+
+    Args:
+        recipe: with `data.eval_fraction`; where it has an `eval_path`, none are held out.
+        origins: of all rows, each as often as there are records of it.
+
+    Raises:
+        ConfigError: no row would be left to learn from.
+    """
+    config = recipe.data
+    if config.eval_path is not None or not config.eval_fraction:
+        return frozenset()
+    rows = list(dict.fromkeys(origins))
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
+    count = max(1, round(config.eval_fraction * len(rows)))
+    if count >= len(rows):
+        raise ConfigError(f"data.eval_fraction: {config.eval_fraction} of {len(rows)} rows leaves none to learn from")
+    return frozenset(rows[i] for i in order[:count])
 
 
 def read_rows(
@@ -173,7 +200,7 @@ def read_rows(
     Raises:
         DataError: see `read_records` and the encoders.
     """
-    encoded, facts = _read(config, want, encode, path)
+    encoded, facts, _ = _read(config, want, encode, path)
     return encoded.items, facts
 
 
@@ -182,7 +209,8 @@ def _read(
     want: type[Record] | None,
     encode: Callable[[Loaded, DataConfig], Encoded[T]],
     path: str | None = None,
-) -> tuple[Encoded[T], dict[str, str]]:
+) -> tuple[Encoded[T], dict[str, str], Sequence[str]]:
+    """What was made of the rows, a line about them, and which rows there were."""
     loaded = read_records(config if path is None else config.model_copy(update={"limit": None}), path, want)
     encoded = encode(loaded, config)
     origins, made = set(encoded.origins), len(encoded.items)
@@ -196,7 +224,7 @@ def _read(
         f"{len(loaded.left_out)} of no use here": loaded.left_out,
     }
     told = [f"{loaded.path}: {rows} of {loaded.rows} rows ({loaded.format})", *(note for note in noted if noted[note])]
-    return encoded, {"data": ", ".join(told)}
+    return encoded, {"data": ", ".join(told)}, loaded.origins
 
 
 def example_stream(items: list[T], recipe: Recipe, train: ExampleTrain, ranks: Ranks) -> tuple[Stream[T], int]:
@@ -211,7 +239,8 @@ def model_facts(recipe: Recipe, roles: Roles, weights: Mapping[str, nn.Parameter
     """What learns, on what, where."""
     total = roles.model.num_parameters()
     learnt = sum(parameter.numel() for parameter in weights.values())
-    kind = "all weights" if recipe.adapter is None else recipe.adapter.describe()
+    adapter = learning_adapter(recipe, roles)
+    kind = "all weights" if adapter is None else adapter.describe()
     return (
         {
             "model": f"{recipe.model.source} ({total / 1e6:.1f}M parameters, {_precision(recipe.model, roles)})",

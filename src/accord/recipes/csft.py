@@ -15,7 +15,7 @@ from accord.data.encode import encode_records, fitted
 from accord.model.export import save_policy
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
-from accord.recipes.build import check_context
+from accord.recipes.build import check_context, held_out_rows
 from accord.recipes.examples import build_examples
 from accord.recipes.rewards import add_rewards, check_columns, mixed, open_light
 from accord.rewards import MixedReward, RewardSource
@@ -47,18 +47,22 @@ def check_values(recipe: CSFTRecipe) -> None:
     """
     options = recipe.algorithm
     column = None if recipe.reward else options.column
-    _, values = as_examples(read_records(recipe.data), column)
-    held_out: list[Value] = []
+    examples, values = as_examples(read_records(recipe.data), column)
+    kept_back = held_out_rows(recipe, examples.origins)
+    train, held_out = (
+        [value for value, origin in zip(values, examples.origins, strict=True) if (origin in kept_back) is aside]
+        for aside in (False, True)
+    )
     if recipe.data.eval_path is not None:
         whole = recipe.data.model_copy(update={"limit": None})
         _, held_out = as_examples(read_records(whole, recipe.data.eval_path), column)
     if not recipe.reward:
-        fit_conditioning(options.template, options.labels, values).check(held_out)
+        fit_conditioning(options.template, options.labels, train).check(held_out)
 
 
 class _Conditioner:
-    """Scores the rows if a reward is named, and puts labels into their prompts. The training rows come first, and say where one
-    label ends and the next begins."""
+    """Scores the rows if a reward is named, and puts labels into their prompts. The training rows come first, and those that are
+    not held out say where one label ends and the next begins."""
 
     def __init__(self, recipe: CSFTRecipe, light: Mapping[str, RewardSource]) -> None:
         self.recipe, self.light = recipe, light
@@ -90,7 +94,9 @@ class _Conditioner:
             value_of = dict(zip(map(id, examples.records), values, strict=True))
             values = [value_of[id(example)] for example, _ in fitting.items]
         if self.conditioning is None:
-            self.conditioning = fit_conditioning(options.template, options.labels, values)
+            kept_back = held_out_rows(self.recipe, loaded.origins)
+            train = [value for value, origin in zip(values, fitting.origins, strict=True) if origin not in kept_back]
+            self.conditioning = fit_conditioning(options.template, options.labels, train)
         self.conditioning.check(values)
         labelled: list[Any] = []
         for (example, _), value in zip(fitting.items, values, strict=True):

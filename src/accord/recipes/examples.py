@@ -15,6 +15,7 @@ from accord.model.roles import Roles
 from accord.model.scorer import Scorer
 from accord.ops.statistics import SumOverRanks
 from accord.recipes.build import Split, check_context, example_stream, load_split, model_facts, start
+from accord.recipes.going_on import ignored_options
 from accord.training.console import Console
 from accord.training.evaluate import evaluate
 from accord.training.learner import Learner
@@ -92,7 +93,7 @@ def build_examples(
         begin=None if begin is None else partial(begin, scorer, split, ranks),
         facts=model_facts(recipe, roles, learner.weights) | split.facts,
         next_steps=next_steps,
-        notes=look(split.train),
+        notes=[*ignored_options(recipe, roles), *look(split.train)],
         longest=longest,
     )
 
@@ -106,7 +107,7 @@ def policy_steps(recipe: ExampleRecipe) -> list[tuple[str, str]]:
     """What a person may do with a policy that was learnt from examples."""
     model = f"{recipe.output}/model"
     steps = [("try it", f'accord generate {model} --prompt "..."')]
-    if recipe.adapter is not None:
+    if recipe.adapter is not None and type(recipe.adapter).mergeable:
         steps.append(("as a base", f"accord merge {model} {recipe.output}/merged"))
     return steps
 

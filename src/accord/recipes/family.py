@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import Any
 
+from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-from accord.config import ClassifyRecipe, Recipe, RewardRecipe, RolloutRecipe
+from accord.config import ClassifyRecipe, LoraConfig, Recipe, RewardRecipe, RolloutRecipe
 from accord.data import read_records
 from accord.errors import ConfigError, DataError
+from accord.model.adapter_files import saved_config
+from accord.model.adapters import AdapterSet
 from accord.model.classifiers import head_shape
 from accord.model.forward import why_whole
-from accord.model.loading import check_quantizable, locate, make_skeleton, read_config, refuse_scorer, trunk_of
+from accord.model.loading import (
+    Location,
+    check_quantizable,
+    locate,
+    make_skeleton,
+    read_adapter_config,
+    read_config,
+    refuse_scorer,
+    trunk_of,
+)
+from accord.model.methods import check_dora, check_targets, peft_config
 from accord.model.prompts import check_virtual_tokens
 from accord.model.reading import Reading, choose_reading, way_of
 from accord.model.roles import Roles
@@ -39,10 +53,35 @@ def check_family(recipe: Recipe) -> Reading:
     if isinstance(recipe, ClassifyRecipe):
         head_shape(base, config, recipe.algorithm.level)
     if recipe.adapter is not None and not type(recipe.adapter).mergeable:
-        check_virtual_tokens(recipe.adapter.method, base, reading)
+        check_virtual_tokens(recipe.adapter.method, base, reading, skeleton)
+    if locate(recipe.model.source).adapter is None:
+        check_targets(getattr(recipe.adapter, "targets", None), base, skeleton)
     if reading.way == "encoder-decoder" and not isinstance(recipe, RolloutRecipe):
         _check_prompts(recipe, base)
+    if isinstance(recipe.adapter, LoraConfig):
+        _check_experts(recipe.adapter, locate(recipe.model.source), skeleton)
     return reading
+
+
+def _check_experts(adapter: LoraConfig, location: Location, skeleton: PreTrainedModel) -> None:
+    """Refuse what peft cannot do on experts that are stacked weights. `skeleton` has no weights and gets adapters for a trial, so
+    that peft says which of its layers they would be on."""
+    asked = [key for key in ("dora", "dropout") if getattr(adapter, key)]
+    if location.adapter is not None and "dora" in asked:  # the saved one's shape is kept
+        asked.remove("dora")
+    if not asked or not any(weight.ndim > 2 for weight in skeleton.parameters()):
+        return
+    fresh = adapter.model_copy(update={"dora": False, "dropout": 0.0})
+    config: Any = peft_config(fresh, location.base) if location.adapter is None else saved_config(location.adapter)
+    config.lora_dropout = 0.0
+    config.modules_to_save = None
+    AdapterSet(skeleton, location.base, thin=False).add("trial", config)
+    if any(isinstance(module, ParamWrapper) for module in skeleton.modules()):
+        raise ConfigError(
+            f"adapter.{asked[0]}: {location.base} keeps its experts as stacked weights, which peft adapts by plain LoRA alone, "
+            "without DoRA and dropout: leave it out, or name targets without them: "
+            '--adapter.targets "[q_proj, k_proj, v_proj, o_proj]"'
+        )
 
 
 def _check_quantize(recipe: Recipe, base: str, skeleton: PreTrainedModel) -> None:
@@ -52,14 +91,18 @@ def _check_quantize(recipe: Recipe, base: str, skeleton: PreTrainedModel) -> Non
             'pip install "accord[quant]"'
         )
     check_quantizable(base, skeleton)
-    if recipe.model.quantize == "nf4" and getattr(recipe.adapter, "dora", False):
+    dora = _dora(recipe)
+    if recipe.model.quantize == "nf4" and dora is not None:
         layers = (module for module in trunk_of(skeleton).modules() if isinstance(module, nn.Linear))
-        odd = next((layer.in_features for layer in layers if layer.in_features % 64), None)
-        if odd is not None:
-            raise ConfigError(
-                f"adapter.dora: peft dequantises weights with bitsandbytes, which gets NF4 wrong on a CPU for a width of {odd}, "
-                f"no multiple of 64, as {base} has; use model.quantize: int8, or dora: false"
-            )
+        check_dora(dora, base, (layer.in_features for layer in layers))
+
+
+def _dora(recipe: Recipe) -> str | None:
+    """What makes the adapter a DoRA one: the recipe, or that which it goes on from; `None` if it is none."""
+    folder = locate(recipe.model.source).adapter
+    if folder is not None:
+        return f"{folder} is a DoRA adapter" if read_adapter_config(folder).get("use_dora") else None
+    return "adapter.dora" if getattr(recipe.adapter, "dora", False) else None
 
 
 def _check_prompts(recipe: Recipe, base: str) -> None:

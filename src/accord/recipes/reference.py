@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -28,7 +29,7 @@ from accord.packing import micro_batches
 from accord.training.console import Console
 from accord.training.parallel import Ranks
 
-FORMAT = "accord reference log-probabilities, 3"
+FORMAT = "accord reference log-probabilities, 4"
 """Changes when the computation or the file does, so that older files are not found any more."""
 STREAM = "logprobs_N"
 
@@ -47,10 +48,10 @@ class Known:
 def reference_role(roles: Roles, config: ReferenceConfig) -> Iterator[None]:
     """The role `reference`, for as long as it is needed and before the first step.
 
-    Before the first step the policy is its own reference, so that full fine-tuning needs no second copy of the weights. What was
-    loaded for the reference is let go at the end.
+    Before the first step the policy is its own reference, so that full fine-tuning needs no second copy of the weights, whether
+    its lower layers learn or not. What was loaded for the reference is let go at the end.
     """
-    if config.source == "start" and roles.adapter_config is None:
+    if config.source != "model" and roles.adapter_config is None:
         roles.roles["reference"] = replace(roles.roles["policy"], name="reference", trains=False)
     else:
         roles.add_reference(config)
@@ -193,6 +194,14 @@ def _add_role(digest: Any, roles: Roles, role: Role) -> None:
         for key, weight in sorted(adapters.parameters(role.adapter).items()):
             _add_tensor(digest, key.replace(f".{role.adapter}.", "."), weight)
         _add_adapter_config(digest, adapters.config(role.adapter))
+        _add_json(
+            digest, ["thin", adapters.thin]
+        )  # `adapter.dtype`: the type that the adapter's products are computed in
+    elif not role.shared:  # an adapter that stays on a model of its own
+        layers = [(name, module) for name, module in role.trunk.named_modules() if isinstance(module, BaseTunerLayer)]
+        if layers:
+            scales = [[name, getattr(layer, "scaling", None)] for name, layer in layers]
+            _add_json(digest, ["thin", adapters.thin, scales])
 
 
 def _add_adapter_config(digest: Any, config: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -13,15 +14,19 @@ from accord.config import RewardConfig, RewardRecipe
 from accord.data import EncodedPair, encode_pairs, encode_steps
 from accord.errors import TrainingError
 from accord.model.export import save_scorer
+from accord.model.loading import locate
 from accord.model.roles import Roles
 from accord.model.score_facts import ScoreFacts, write_facts
 from accord.model.scorer import Scorer
 from accord.ops.statistics import moments
 from accord.recipes.examples import build_examples, longest_of_pair
+from accord.recipes.going_on import method_option
 from accord.training.loop import Parts
 
+T = TypeVar("T")
+
 MEASURED = 2048
-"""Pairs whose scores tell mean and standard deviation: an error of the mean of 1/64 standard deviation."""
+"""Pairs, evenly spaced, whose scores tell mean and standard deviation: an error of the mean of 1/64 standard deviation."""
 SAME = 1e-6
 """A standard deviation below this is that of rounding, and dividing by it would make scores of noise."""
 
@@ -64,7 +69,7 @@ def _finish(
     if config.normalize == "none":
         write_facts(folder, ScoreFacts())
         return
-    batch, _ = algorithm.prepare(rows[:MEASURED], scorer)
+    batch, _ = algorithm.prepare(spread(rows, MEASURED), scorer)
     scores_N = scorer.sequence_scores("reward", batch)
     measured_N = scores_N[0::2] if config.normalize == "chosen" else scores_N
     _, mean, variance = moments(measured_N, torch.ones_like(measured_N, dtype=torch.bool))
@@ -77,7 +82,15 @@ def _finish(
     write_facts(folder, ScoreFacts(mean=float(mean), std=float(variance.sqrt())))
 
 
+def spread(rows: Sequence[T], most: int) -> list[T]:
+    """At most so many rows, evenly spaced from the first to the last part: files are often sorted."""
+    count = min(most, len(rows))
+    return [rows[n * len(rows) // count] for n in range(count)]
+
+
 def _next_step(recipe: RewardRecipe) -> str:
     policy, reward = recipe.model.path, f"{recipe.output}/model"
+    if locate(recipe.model.source).adapter is not None:
+        policy += method_option(recipe.adapter)
     term = "--reward" if recipe.algorithm.level == "response" else "--reward.0.process min --reward.0.model"
     return f"accord ppo --model.path {policy} {term} {reward} --data.path PROMPTS.jsonl --output runs/ppo"

@@ -15,6 +15,7 @@ from accord.model.roles import Roles
 from accord.model.scorer import Scorer
 from accord.ops.statistics import SumOverRanks
 from accord.recipes.build import check_context, check_tokenizer, load_split, model_facts, read_rows, start
+from accord.recipes.going_on import ignored_options
 from accord.recipes.rewards import add_rewards, check_columns, mixed, open_light
 from accord.rewards import MixedReward
 from accord.rollout.collect import Collector
@@ -85,6 +86,7 @@ def build_rollouts(
         engine=engine,
         facts=model_facts(recipe, roles, learner.weights) | split.facts | text | _facts(recipe, rewards),
         next_steps=[("try it", f'accord generate {recipe.output}/model --prompt "..."')],
+        notes=ignored_options(recipe, roles),
         longest=longest - rollout.max_new_tokens,
     )
 

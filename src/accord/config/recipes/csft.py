@@ -42,6 +42,7 @@ class CSFTRecipe(ExampleRecipe):
     adapter_learning_rate: ClassVar[float] = 2e-4
     full_learning_rate: ClassVar[float] = 2e-5
     reads: ClassVar[type[Record]] = Example
+    learns_prompts: ClassVar[bool] = True
 
     reward: tuple[RewardTerm, ...] = ()
     """Sources that score the rows before training; without any the rows bring their scores or labels."""

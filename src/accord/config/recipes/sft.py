@@ -22,5 +22,6 @@ class SFTRecipe(ExampleRecipe):
     adapter_learning_rate: ClassVar[float] = 2e-4
     full_learning_rate: ClassVar[float] = 2e-5
     reads: ClassVar[type[Record]] = Example
+    learns_prompts: ClassVar[bool] = True
 
     algorithm: SFTConfig = SFTConfig()
