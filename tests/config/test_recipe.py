@@ -117,3 +117,12 @@ def test_warnings_are_those_of_the_sampling(least):
     assert "the value function alone will learn" in build(PPORecipe, least, late).warnings()[0]
     assert build(SFTRecipe, least).warnings() == build(PPORecipe, least).warnings() == []
     assert len(build(PPORecipe, least, {"rollout": {"top_p": 0.9}}).warnings()) == 1
+
+
+def test_output_is_a_folder_of_its_own(least, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert build(SFTRecipe, least | {"output": "~/runs/x"}).output == "/home/me/runs/x"
+    assert build(SFTRecipe, least | {"output": "runs/~x"}).output == "runs/~x"
+    for output, message in ((" ", "a folder of its own"), ("~nobody_of_this_name/x", "home folder")):
+        with pytest.raises(ConfigError, match=message):
+            build(SFTRecipe, least | {"output": output})

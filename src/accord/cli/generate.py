@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accord.cli.paths import user_path
 from accord.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -162,5 +163,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--all", action="store_true", help="with --best-of: give all of them, the best one marked")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same responses (default: 0)")
     parser.add_argument("--label", help="for a model of `accord csft`: the label to ask for (default: its best)")
-    parser.add_argument("--output", type=Path, help="write JSON lines to this file instead of printing")
+    parser.add_argument("--output", type=user_path, help="write JSON lines to this file instead of printing")
     return parser

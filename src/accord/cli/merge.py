@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-
+from accord.cli.paths import user_path
 from accord.errors import RunError
 
 
@@ -13,8 +12,8 @@ def run(command: str, words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="accord merge", description="Fold a PEFT adapter into its base and save an ordinary Hugging Face model."
     )
-    parser.add_argument("adapter", type=Path, help="folder of the adapter, such as runs/sft/model")
-    parser.add_argument("output", type=Path, help="folder to write; must be empty or new")
+    parser.add_argument("adapter", type=user_path, help="folder of the adapter, such as runs/sft/model")
+    parser.add_argument("output", type=user_path, help="folder to write; must be empty or new")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),

@@ -59,7 +59,7 @@ def read_recipe(command: str, words: list[str], resume: bool = False) -> Recipe:
     layers.append(parse_overrides(words))
     given = merge(layers[0], layers[1]) if len(layers) == 2 else layers[0]
     if resume and isinstance(given.get("output"), str):
-        saved = Path(given["output"]) / "config.yaml"
+        saved = Path(given["output"]).expanduser() / "config.yaml"
         layers = [load(saved), *layers] if saved.is_file() else layers
     recipe = RECIPES[command]
     named = given.get("algorithm")

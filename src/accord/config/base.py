@@ -32,7 +32,10 @@ def load(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, is not YAML, or is not a mapping.
     """
-    file = Path(path)
+    try:
+        file = Path(from_home(str(path)))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if not file.is_file():
         raise ConfigError(f"no recipe at {file}: give the path of a YAML file, or only `--section.key value` overrides")
     try:
@@ -46,6 +49,18 @@ def load(path: str | Path) -> dict[str, Any]:
             f"{file} holds a {type(content).__name__}; a recipe is a mapping of sections such as `model:`"
         )
     return content
+
+
+def from_home(path: str) -> str:
+    """A path with `~` as the home folder, as in all others.
+
+    Raises:
+        ValueError: there is no such home.
+    """
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError as error:
+        raise ValueError(f"{path}: the home folder it begins with is not known here; write it in full") from error
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
