@@ -89,6 +89,15 @@ def test_resume_needs_the_output_alone(file, tmp_path: Path, capsys):
     assert read_saved(tmp_path / "run")["train"]["iterations"] == 3
 
 
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_resume_of_a_run_that_is_not_there(dry, file, tmp_path: Path, capsys):
+    assert main(["ppo", "--output", f"{tmp_path}/nope", "--resume", "--train.iterations", "3", *dry]) == 2
+    assert f"no run to go on with in {tmp_path}/nope" in capsys.readouterr().err
+    assert main(["ppo", "--resume", *dry]) == 2
+    assert "give it, such as --output runs/ppo" in capsys.readouterr().err
+    assert not (tmp_path / "nope").exists()
+
+
 def test_the_rehearsal_of_a_resumed_run(file, tmp_path: Path, capsys):
     assert main(["ppo", file, "--quiet"]) == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from accord.cli.paths import user_path
 from accord.errors import ConfigError, RunError

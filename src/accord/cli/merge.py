@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+
 from accord.cli.paths import user_path
 from accord.errors import RunError
 

@@ -22,7 +22,10 @@ def run(command: str, words: list[str]) -> int:
         "PPO to write positive reviews. Offline, on the CPU.",
     )
     parser.add_argument(
-        "--output", type=user_path, default=Path("runs/quickstart"), help="folder of the runs (default: runs/quickstart)"
+        "--output",
+        type=user_path,
+        default=Path("runs/quickstart"),
+        help="folder of the runs (default: runs/quickstart)",
     )
     parser.add_argument("--model", help="walk the same road with a base of your own: a folder or a hub name")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same run (default: 0)")

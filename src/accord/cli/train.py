@@ -19,6 +19,7 @@ from accord.config import (
     merge,
     parse_overrides,
 )
+from accord.config.base import from_home
 from accord.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -58,15 +59,36 @@ def read_recipe(command: str, words: list[str], resume: bool = False) -> Recipe:
         words = words[1:]
     layers.append(parse_overrides(words))
     given = merge(layers[0], layers[1]) if len(layers) == 2 else layers[0]
-    if resume and isinstance(given.get("output"), str):
-        saved = Path(given["output"]).expanduser() / "config.yaml"
-        layers = [load(saved), *layers] if saved.is_file() else layers
+    if resume:
+        layers = [*_saved_layer(given), *layers]
     recipe = RECIPES[command]
     named = given.get("algorithm")
     kind = named.get("type", command) if isinstance(named, dict) else command
     if kind != command:
         raise ConfigError(f"the recipe is for `accord {kind}` (algorithm.type), and the command is `accord {command}`")
     return build(recipe, *layers)
+
+
+def _saved_layer(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The recipe that the run in `output` was made with, if there is one.
+
+    Raises:
+        ConfigError: there is none, and what is given is not enough to begin one.
+    """
+    try:
+        folder = Path(from_home(str(given["output"])))
+    except KeyError:
+        raise ConfigError("--resume goes on with the run in `output`: give it, such as --output runs/ppo") from None
+    except ValueError as error:
+        raise ConfigError(f"output: {error}") from error
+    saved = folder / "config.yaml"
+    if saved.is_file():
+        return [load(saved)]
+    if "model" not in given:
+        raise ConfigError(
+            f"no run to go on with in {folder}: it has no config.yaml. Give the `output` of a run that was begun"
+        )
+    return []
 
 
 def _dry_run(command: str, recipe: Recipe, resume: bool) -> int:
