@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,41 @@ def test_an_output_that_is_no_file_is_refused_before_anything_is_sampled(base, t
         assert main(["generate", str(base), "--prompt", "a", "--output", str(output)]) == 2
         assert f"--output {output} {why}" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_file_that_is_there_is_not_written_over(base, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setattr("accord.recipes.generate.generate", lambda *_, **__: pytest.fail("something was sampled"))
+    file = write_rows(tmp_path / "prompts.jsonl", prompts())
+    before = Path(file).read_bytes()
+    assert main(["generate", str(base), "--prompts", file, "--output", file]) == 2
+    assert f"--output {file} is there already" in capsys.readouterr().err and Path(file).read_bytes() == before
+
+
+def test_responses_that_can_no_longer_be_written_are_printed(base, tmp_path: Path, capsys, monkeypatch):
+    """Somebody else makes the file while we sample."""
+    out = tmp_path / "out.jsonl"
+    told = Rollout((1,), (2,), (-0.5,), "stop", "p", "r")
+
+    def meanwhile(*_, **__):
+        out.write_text("theirs")
+        return [told]
+
+    monkeypatch.setattr("accord.recipes.generate.generate", meanwhile)
+    assert main(["generate", str(base), "--prompt", "a", "--output", str(out)]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == _row(told) and "printed instead" in captured.err
+    assert out.read_text() == "theirs"
+
+
+def test_a_pipe_may_be_there_already(base, tmp_path: Path, monkeypatch):
+    told = Rollout((1,), (2,), (-0.5,), "stop", "p", "r")
+    monkeypatch.setattr("accord.recipes.generate.generate", lambda *_, **__: [told])
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit((tmp_path / "pipe").read_text)
+        assert main(["generate", str(base), "--prompt", "a", "--output", str(tmp_path / "pipe")]) == 0
+        assert json.loads(read.result(timeout=10)) == _row(told)
+    assert (tmp_path / "pipe").exists()
 
 
 def test_to_the_screen(base, capsys):

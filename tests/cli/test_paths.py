@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from accord.cli import main
-from accord.cli.paths import user_path
+from accord.cli.paths import try_file, user_path
+from accord.errors import ConfigError
 from recipes.tiny_runs import recipe_dict
 
 
@@ -26,6 +27,18 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_home_folder_of_nobody():
     with pytest.raises(argparse.ArgumentTypeError, match="home folder it begins with is not known"):
         user_path("~nobody_of_this_name/x")
+
+
+def test_trying_a_file_leaves_none(tmp_path: Path):
+    try_file(tmp_path / "new" / "out.jsonl")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "new"]
+
+
+def test_a_file_that_cannot_be_made_is_known_before():
+    with pytest.raises(ConfigError, match=r"--output /proc/out.jsonl cannot be written"):
+        try_file(Path("/proc/out.jsonl"))  # no folder to make files in, for root neither
+    with pytest.raises(ConfigError, match=r"--output /dev is a folder"):
+        try_file(Path("/dev"))
 
 
 def test_a_run_and_what_is_made_of_it_lie_in_the_home_folder(base: Path, home: Path, capsys):

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accord.cli.paths import user_path
-from accord.errors import ConfigError
+from accord.cli.paths import try_file, user_path
+from accord.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from accord.types import Rollout
@@ -22,7 +22,7 @@ def run(command: str, words: list[str]) -> int:
     if options.limit is not None and options.limit < 1:
         raise ConfigError(f"--limit must be 1 or more (given: {options.limit})")
     if options.output is not None:
-        _make_room(options.output)  # now, and not after all the sampling
+        try_file(options.output)  # now, and not after all the sampling
     if options.best_of is not None and not options.reward:
         raise ConfigError("--best-of needs a --reward to tell which response is best")
     if options.best_of is not None and options.best_of < 1:
@@ -60,7 +60,7 @@ def run(command: str, words: list[str]) -> int:
     else:
         rows = [_row(rollout) for rollout in rollouts]
     if options.output is not None:
-        options.output.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        _write(rows, options.output)
         print(f"{len(rows)} responses: {options.output}")
     else:
         _show(rows)
@@ -72,18 +72,19 @@ def run(command: str, words: list[str]) -> int:
     return 0
 
 
-def _make_room(file: Path) -> None:
-    """See that the file can be written.
+def _write(rows: list[dict[str, Any]], file: Path) -> None:
+    """Write JSON lines to a new file; if that has become impossible meanwhile, print them instead, so that nothing is lost.
 
     Raises:
-        ConfigError: it is a folder, or lies in none that can be made.
+        RunError: they were printed.
     """
-    if file.is_dir():
-        raise ConfigError(f"--output {file} is a folder; give the name of a file, such as {file / 'responses.jsonl'}")
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("w" if file.exists() and not file.is_file() else "x", encoding="utf-8") as out:
+            out.write(text)
     except OSError as error:
-        raise ConfigError(f"--output {file} cannot be written: {error.strerror}: {error.filename}") from error
+        print(text, end="")
+        raise RunError(f"{file} could not be written: {error.strerror}; the responses were printed instead") from error
 
 
 def _prompts(options: argparse.Namespace) -> list[Any]:
@@ -163,5 +164,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--all", action="store_true", help="with --best-of: give all of them, the best one marked")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same responses (default: 0)")
     parser.add_argument("--label", help="for a model of `accord csft`: the label to ask for (default: its best)")
-    parser.add_argument("--output", type=user_path, help="write JSON lines to this file instead of printing")
+    parser.add_argument("--output", type=user_path, help="write JSON lines to this new file instead of printing")
     return parser
