@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from accord.cli import main
-from accord.cli.paths import try_file, user_path
+from accord.cli.paths import try_file, try_folder, user_path
 from accord.errors import ConfigError
 from recipes.tiny_runs import recipe_dict
 
@@ -39,6 +39,22 @@ def test_a_file_that_cannot_be_made_is_known_before():
         try_file(Path("/proc/out.jsonl"))  # no folder to make files in, for root neither
     with pytest.raises(ConfigError, match=r"--output /dev is a folder"):
         try_file(Path("/dev"))
+
+
+def test_trying_a_folder_leaves_none(tmp_path: Path):
+    try_folder(tmp_path / "a" / "b", "OUTPUT")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "a").mkdir()
+    try_folder(tmp_path / "a", "OUTPUT")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
+
+
+def test_a_folder_that_cannot_be_made_leaves_none_either(tmp_path: Path):
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file" / "a", tmp_path / "new" / ("long" * 100), Path("/proc/a")):
+        with pytest.raises(ConfigError, match=f"OUTPUT {folder} cannot be written"):
+            try_folder(folder, "OUTPUT")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "file"]
 
 
 def test_a_run_and_what_is_made_of_it_lie_in_the_home_folder(base: Path, home: Path, capsys):

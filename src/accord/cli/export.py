@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from accord.cli.paths import user_path
+from accord.cli.paths import try_folder, user_path
 from accord.errors import ConfigError, RunError
 
 
@@ -17,6 +17,8 @@ def run(command: str, words: list[str]) -> int:
         raise ConfigError("--dtype is the type that --merge stores: give --merge FOLDER too")
     if options.merge is not None and options.merge.exists():
         raise RunError(f"{options.merge} is there already; choose a new folder, nothing was changed")
+    if options.merge is not None:
+        try_folder(options.merge, "--merge")
     from accord.model.publish import check_folder, check_push, push
 
     if options.push is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from accord.cli.paths import user_path
+from accord.cli.paths import try_folder, user_path
 from accord.errors import RunError
 
 
@@ -24,6 +24,7 @@ def run(command: str, words: list[str]) -> int:
     options = parser.parse_args(words)
     if options.output.is_file() or (options.output.exists() and any(options.output.iterdir())):
         raise RunError(f"{options.output} is not empty or no folder; choose another, nothing was changed")
+    try_folder(options.output, "OUTPUT")
     import torch
 
     from accord.model.merging import merge

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from accord.config.base import from_home
 from accord.errors import ConfigError
@@ -43,3 +44,30 @@ def try_file(file: Path, option: str = "--output", example: str = "responses.jso
         file.resolve().unlink()
     except OSError as error:
         raise ConfigError(f"{option} {file} cannot be written: {error.strerror}: {error.filename}") from error
+
+
+def try_folder(folder: Path, option: str) -> None:
+    """See that a new or empty folder can be made and written into; nothing stays of the attempt.
+
+    Args:
+        folder: to be made later.
+        option: that gave it.
+
+    Raises:
+        ConfigError: it cannot be: a file is in the way, or nobody may write there.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    made: list[Path] = []
+    try:
+        for path in reversed(missing):
+            path.mkdir()
+            made.append(path)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{option} {folder} cannot be written: {error.strerror}: {error.filename or folder}"
+        ) from error
+    finally:
+        for path in reversed(made):
+            path.rmdir()

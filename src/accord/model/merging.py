@@ -8,10 +8,11 @@ from typing import Any
 
 import peft
 import torch
+from safetensors import SafetensorError
 
 from accord.config import METHODS, ModelConfig
 from accord.data.conditioning import read_conditioning
-from accord.errors import ModelError
+from accord.errors import ModelError, RunError
 from accord.model.card import write_card
 from accord.model.classifiers import load_for_adapter, read_labels
 from accord.model.loading import (
@@ -123,6 +124,7 @@ def merge(adapter: Path, output: Path, dtype: torch.dtype, trust_remote_code: bo
 
     Raises:
         ModelError: the folder is not an adapter, has virtual tokens, or its base cannot be loaded.
+        RunError: `output` cannot be written.
     """
     location = locate(str(adapter))
     if location.adapter is None:
@@ -144,9 +146,14 @@ def merge(adapter: Path, output: Path, dtype: torch.dtype, trust_remote_code: bo
     merged = folded_in(base, location.adapter)
     if scorer or facts is not None:
         merged.config.pad_token_id = distinct_padding(tokenizer)
-    with quiet_progress():
-        merged.to(dtype).save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    try:
+        with quiet_progress():
+            merged.to(dtype).save_pretrained(output)
+        tokenizer.save_pretrained(output)
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"the merged model could not be written to {output}: {error}. What lies there is not whole; {adapter} is as it was"
+        ) from error
     stored = read_facts(location) if scorer else None
     if stored is not None:
         write_facts(output, stored)
