@@ -66,7 +66,7 @@ def test_dry_run_writes_nothing_and_loads_no_weights(file, tmp_path: Path, capsy
     assert main(["ppo", file, "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == before
-    assert "6 of 6 rows can be used (prompt)" in out and f"would write to {tmp_path}/run" in out
+    assert "6 of 6 rows (prompt)" in out and f"would write to {tmp_path}/run" in out
     resolved = yaml.safe_load("\n".join(line for line in out.splitlines() if not line.startswith("#")))
     assert resolved["critic"]["source"] == "adapter" and resolved["train"]["iterations"] == 2
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accord.cli.paths import try_folder
 from accord.config import (
     RECIPES,
     ClassifyRecipe,
@@ -97,6 +98,7 @@ def _dry_run(command: str, recipe: Recipe, resume: bool) -> int:
     from accord.recipes.build import check_start, check_training
     from accord.recipes.family import check_family
     from accord.recipes.foresight import lines as foresight_lines
+    from accord.recipes.rehearsal import check_surroundings, rehearse
     from accord.training.run import is_used, refuse_changed, refuse_used
 
     print(dump(recipe), end="")
@@ -106,14 +108,15 @@ def _dry_run(command: str, recipe: Recipe, resume: bool) -> int:
         refuse_changed(Path(recipe.output), recipe)
     else:
         refuse_used(Path(recipe.output))
+    try_folder(Path(recipe.output), "output")
+    check_surroundings(recipe)
     location = locate(recipe.model.source)
     check_start(recipe)
     on = f" on {location.base}" if location.adapter else ""
     print(f"# model: {location.adapter or location.base}{on}")
-    for section in ("reference", "critic"):
-        path = getattr(getattr(recipe, section, None), "path", None)
-        if path is not None:
-            locate(path)
+    reference = getattr(getattr(recipe, "reference", None), "path", None)
+    if reference is not None:
+        locate(reference)
     if isinstance(recipe, RolloutRecipe):
         from accord.recipes.rollouts import check_critic
 
@@ -128,10 +131,14 @@ def _dry_run(command: str, recipe: Recipe, resume: bool) -> int:
 
         check_values(recipe)
     light = _open_rewards(command, recipe)
+    _check_columns(recipe, light)
     if Path(location.base).exists():  # what is on the hub is fetched by a run, not by its rehearsal
         check_family(recipe)
-    for line in _data_lines(recipe, light):
-        print(f"# data: {line}")
+        facts = rehearse(recipe)
+    else:
+        facts = _read_alone(recipe)
+    for name, fact in facts.items():
+        print(f"# {name}: {fact}")
     for line in foresight_lines(recipe):
         print(f"# memory: {line}")
     for warning in recipe.warnings():
@@ -140,21 +147,32 @@ def _dry_run(command: str, recipe: Recipe, resume: bool) -> int:
     return 0
 
 
-def _data_lines(recipe: Recipe, light: Mapping[str, RewardSource]) -> list[str]:
-    """What the data's files hold, read as the recipe would read them."""
+def _check_columns(recipe: Recipe, light: Mapping[str, RewardSource]) -> None:
+    """Read the prompts as the recipe would, and look for the columns that its rewards want."""
+    from accord.data import read_records
+    from accord.recipes.rewards import check_columns
+
+    rewards = getattr(recipe, "reward", ())
+    if rewards:
+        records = read_records(recipe.data, want=recipe.rows_become).records
+        check_columns(rewards, light, (record.columns for record in records))
+
+
+def _read_alone(recipe: Recipe) -> dict[str, str]:
+    """What the data's files hold, where there is no tokenizer here to measure the rows with."""
     from accord.data import read_records
     from accord.types import Example
 
-    paths = [recipe.data.path, *([recipe.data.eval_path] if recipe.data.eval_path else [])]
-    loaded = [read_records(recipe.data, path, recipe.rows_become) for path in paths]
-    rewards = getattr(recipe, "reward", ())
-    if rewards:
-        from accord.recipes.rewards import check_columns
-
-        check_columns(rewards, light, (record.columns for record in loaded[0].records))
+    told = {"data": read_records(recipe.data, want=recipe.rows_become)}
+    if recipe.data.eval_path:
+        told["held out"] = read_records(recipe.data, recipe.data.eval_path, recipe.rows_become)
     ptx = getattr(recipe, "ptx", None)
-    loaded += [] if ptx is None else [read_records(ptx.data, want=Example)]
-    return [f"{one.path}: {len(set(one.origins))} of {one.rows} rows can be used ({one.format})" for one in loaded]
+    if ptx is not None:
+        told["ptx"] = read_records(ptx.data, want=Example)
+    return {
+        name: f"{one.path}: {len(set(one.origins))} of {one.rows} rows ({one.format}), lengths not measured"
+        for name, one in told.items()
+    }
 
 
 def _open_rewards(command: str, recipe: Recipe) -> dict[str, RewardSource]:

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from accord.config import AdapterConfig, DataConfig, ExampleTrain, ModelConfig, Recipe, TrainConfig
 from accord.config.optim import OWN_SCHEDULES
@@ -78,12 +79,21 @@ def check_context(roles: Roles, tokens: int, keys: str) -> None:
     Raises:
         ConfigError: it is longer than the model's positions reach.
     """
-    tokens += roles.virtual_tokens
-    limit = _positions(roles.model.config)
+    check_positions(roles.config.path, roles.model.config, tokens, roles.virtual_tokens, keys)
+
+
+def check_positions(path: str, config: Any, tokens: int, virtual: int, keys: str) -> None:
+    """What `check_context` does, by the model's config alone; `virtual` are the adapter's tokens before each sequence.
+
+    Raises:
+        ConfigError: sequences are longer than the model's positions reach.
+    """
+    tokens += virtual
+    limit = _positions(config)
     if limit is not None and tokens > limit:
-        beside = f" (the adapter's {roles.virtual_tokens} virtual ones included)" if roles.virtual_tokens else ""
+        beside = f" (the adapter's {virtual} virtual ones included)" if virtual else ""
         raise ConfigError(
-            f"{roles.config.path} reads at most {limit} tokens (max_position_embeddings), and sequences would have up to "
+            f"{path} reads at most {limit} tokens (max_position_embeddings), and sequences would have up to "
             f"{tokens}{beside}: lower {keys}"
         )
 
@@ -101,11 +111,20 @@ def longest_allowed(recipe: Recipe) -> int:
 
 def check_tokenizer(path: str, roles: Roles) -> None:
     """Reference, critic and reward read the policy's token ids, so they must mean the same by them."""
+    check_vocabulary(path, roles.config, roles.tokenizer)
+
+
+def check_vocabulary(path: str, policy: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """What `check_tokenizer` does, by the policy's tokenizer alone.
+
+    Raises:
+        ModelError: the tokenizer at `path` has another vocabulary.
+    """
     location = locate(path)
-    config = roles.config.model_copy(update={"path": path})
-    if load_tokenizer(config, location).get_vocab() != roles.tokenizer.get_vocab():
+    config = policy.model_copy(update={"path": path})
+    if load_tokenizer(config, location).get_vocab() != tokenizer.get_vocab():
         raise ModelError(
-            f"{path} has another tokenizer than the policy {roles.config.path}; it would read other words. Take one that was "
+            f"{path} has another tokenizer than the policy {policy.path}; it would read other words. Take one that was "
             "trained on the policy's base; a reward model can also read text with its own tokenizer, as `classifier` or "
             "behind `accord serve-reward`"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,13 @@ def check_values(recipe: CSFTRecipe) -> None:
         _, held_out = as_examples(read_records(whole, recipe.data.eval_path), column)
     if not recipe.reward:
         fit_conditioning(options.template, options.labels, values).check(held_out)
+
+
+def encode_unscored(recipe: CSFTRecipe) -> Callable[[Loaded, Encoder, DataConfig], Encoded[TokenSequence]]:
+    """How rows are encoded, without weights: each under its label; where rewards are to score them, without any."""
+    if not recipe.reward:
+        return _Conditioner(recipe, {}).encode
+    return lambda loaded, encoder, config: encode_examples(as_examples(loaded, None)[0], encoder, config)
 
 
 class _Conditioner:
