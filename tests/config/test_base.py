@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -266,3 +267,32 @@ def test_config_and_errors_import_no_torch():
     code = f"import accord.config, sys; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key", "first"),
+    [
+        ("train:\n  steps: 5\n\ntrain:\n  batch_size: 2\n", 4, "train", 1),
+        ("train:\n  steps: 5\n  batch_size: 2\n  steps: 6\n", 4, "steps", 2),
+        ("train: {steps: 5, steps: 5}\n", 1, "steps", 1),
+        ("reward:\n- model: a\n  'model': b\n", 3, "model", 2),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused(text, line, key, first, tmp_path: Path):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(
+        ConfigError, match=rf"x.yaml, line {line}: the key `{key}` is given twice, first in line {first}"
+    ):
+        load(tmp_path / "x.yaml")
+
+
+def test_so_it_is_on_the_command_line():
+    with pytest.raises(ConfigError, match="the key `r` is given twice"):
+        parse_overrides(["--adapter", "{r: 4, r: 8}"])
+
+
+def test_what_a_key_merges_may_be_given_anew(tmp_path: Path):
+    """YAML's `<<` is there to be overridden, also by way of two."""
+    text = "a: {b: &b {<<: &c {r: 1, s: 2}, r: 3}}\nd: {<<: *b, s: 4}\n"
+    (tmp_path / "x.yaml").write_text(text)
+    assert load(tmp_path / "x.yaml") == {"a": {"b": {"r": 3, "s": 2}}, "d": {"r": 3, "s": 4}}

@@ -26,6 +26,28 @@ class Section(BaseModel):
 S = TypeVar("S", bound=Section)
 
 
+class _Twice(yaml.MarkedYAMLError):
+    """A key that is given twice."""
+
+
+class _OneOfEach(yaml.SafeLoader):
+    """YAML in which a key that is given twice is an error: all but the last would be dropped without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            name = (key.tag, key.value)
+            if name in lines:
+                raise _Twice(
+                    None, None, f"the key `{key.value}` is given twice, first in line {lines[name]}", key.start_mark
+                )
+            lines[name] = key.start_mark.line + 1
+        return node
+
+
 def load(path: str | Path) -> dict[str, Any]:
     """Read a YAML recipe into nested dicts.
 
@@ -39,7 +61,10 @@ def load(path: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError(f"no recipe at {file}: give the path of a YAML file, or only `--section.key value` overrides")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.load(file.read_text(encoding="utf-8"), _OneOfEach)
+    except _Twice as error:
+        assert error.problem_mark is not None
+        raise ConfigError(f"{file}, line {error.problem_mark.line + 1}: {error.problem}; give it once") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not valid YAML: {error}") from error
     if content is None:
@@ -103,7 +128,9 @@ def _scalar(text: str) -> Any:
     """YAML, and also `1e-5`, which YAML 1.1 takes for a string; what is not YAML (`a: b: c`) stays text, and so does what would
     be a mapping without braces (`Sentiment:`)."""
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _OneOfEach)
+    except _Twice as error:
+        raise ConfigError(f"{text}: {error.problem}; give it once") from error
     except yaml.YAMLError:
         return text
     if isinstance(value, dict) and not text.lstrip().startswith("{"):
