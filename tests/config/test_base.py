@@ -116,6 +116,22 @@ def test_a_list_can_be_begun_and_continued(least):
     assert [(term.model, term.function) for term in more.reward] == [("a", None), (None, "f.py:g")]
 
 
+def test_the_keys_of_a_single_reward_are_those_of_entry_0(least):
+    file = least | {"reward": {"function": "f.py:g"}}
+    (term,) = build(PPORecipe, file, parse_overrides(["--reward.0.weight", "2"])).reward
+    assert (term.function, term.weight) == ("f.py:g", 2)
+    (term,) = build(PPORecipe, file, parse_overrides(["--reward.weight", "2"])).reward
+    assert (term.function, term.weight) == ("f.py:g", 2)
+    message = fault(PPORecipe, least | {"reward": "f.py:g"}, parse_overrides(["--reward.0.weight", "2"]))
+    assert "entry 0 of `reward` is 'f.py:g', which has no keys to change" in message
+
+
+@pytest.mark.parametrize("before", [{"function": "f.py:g", "weight": 2}, [{"function": "f.py:g"}, "a/m"], "a/m"])
+def test_a_whole_reward_takes_the_place_of_the_files(before, least):
+    (term,) = build(PPORecipe, least | {"reward": before}, parse_overrides(["--reward", "{length: 5}"])).reward
+    assert (term.kind, term.weight) == ("length", 1)
+
+
 def test_rewards_add_up(least):
     words = ["--reward", "a/m", "--reward", "[f.py:g, {model: b/n, weight: 2}]", "--reward", "{length: 5}"]
     recipe = build(PPORecipe, least | {"reward": ["c/m"]}, parse_overrides(words))

@@ -110,7 +110,8 @@ def _reward_term(text: str) -> Any:
         return text
     from accord.config import parse_overrides
 
-    return parse_overrides(["--reward", text])["reward"]
+    (term,) = parse_overrides(["--reward", text])["reward"]
+    return term
 
 
 def _row(rollout: Rollout) -> dict[str, Any]:

@@ -153,8 +153,10 @@ def _insert(tree: dict[str, Any], keys: list[str], value: Any) -> None:
                 f"--{'.'.join(keys)}: `{key}` was given as {below!r} already; give its keys, or the whole"
             )
         tree = below
-    if keys == ["reward"] and "reward" in tree:
-        value = [*_listed(tree["reward"]), *_listed(value)]
+    if keys == ["reward"] and (
+        "reward" in tree or isinstance(value, dict)
+    ):  # a whole one takes the place of the file's
+        value = [*_listed(tree.get("reward", [])), *_listed(value)]
     tree[keys[-1]] = value
 
 
@@ -195,6 +197,8 @@ def _spread_lists(merged: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[s
     result = dict(layer)
     for key, value in layer.items():
         old = merged.get(key, [])
+        if key == "reward" and isinstance(old, (str, Mapping)):
+            old = [old]  # one where a list is meant, as recipes take it
         if isinstance(value, Mapping) and value and isinstance(old, list) and all(str(k).isdigit() for k in value):
             result[key] = _changed(key, old, value)
     return result
