@@ -15,22 +15,11 @@ from accord.cli import main
 from accord.config import RECIPES
 from accord.recipes import BUILDERS
 from accord.recipes.rehearsal import rehearse
-from recipes.tiny_runs import completions, recipe, recipe_dict, run, steps, words, write_rows
+from recipes.tiny_runs import completions, recipe, recipe_dict, steps, words, write_rows
 
 PROCESS = {"algorithm": {"level": "step"}}
 WORDS = {"algorithm": {"level": "token"}}
 ROWS = ("data", "held out", "ptx")
-
-
-@pytest.fixture(scope="module")
-def base(model_folder: Callable[[str], Path]) -> Path:
-    return model_folder("llama")
-
-
-@pytest.fixture(scope="module")
-def scorer(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reward model."""
-    return run("reward", base, tmp_path_factory.mktemp("reward")).model
 
 
 @pytest.fixture
@@ -120,10 +109,12 @@ def test_a_tokenizer_without_an_end(dry, base, tmp_path: Path):
     assert "has no EOS token" in dry("sft", "--model.path", str(mute))
 
 
-def test_a_reward_or_critic_that_gives_no_score(scorer, dry, base):
+def test_a_reward_or_critic_that_gives_no_score(reward_adapter, dry, base):
     assert f"{base} is not a reward model, but a language model" in dry("ppo", "--reward", str(base))
     critic = f"{{source: model, path: {base}, start: reward}}"
-    assert f"critic.path: {base} is not a reward model" in dry("ppo", "--reward", str(scorer), "--critic", critic)
+    assert f"critic.path: {base} is not a reward model" in dry(
+        "ppo", "--reward", str(reward_adapter), "--critic", critic
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from accord.config import AdapterConfig, DataConfig, ExampleTrain, ModelConfig, Recipe, TrainConfig
+from accord.config import (
+    AdapterConfig,
+    ClassifyRecipe,
+    DataConfig,
+    ExampleTrain,
+    ModelConfig,
+    Recipe,
+    RewardRecipe,
+    TrainConfig,
+)
 from accord.config.optim import OWN_SCHEDULES
 from accord.data import Encoded, Encoder, Loaded, read_records, set_chat_template, stop_ids
 from accord.errors import ConfigError, ModelError
+from accord.model.classifiers import refuse_without_words
 from accord.model.device import choose_device
 from accord.model.loading import load_tokenizer, locate, read_config
 from accord.model.merging import has_virtual_tokens, method_of_folder
@@ -50,12 +61,19 @@ def open_model(
 
 
 def check_start(recipe: Recipe) -> None:
-    """Refuse to go on from a saved adapter by another method, before weights are loaded.
+    """Refuse to go on from a saved adapter of another method or for another task, before weights are loaded.
 
     Raises:
         ConfigError: the recipe's method is not the adapter's.
+        ModelError: it is a reward model's or a classifier's, and the recipe is about a language model.
     """
-    folder = locate(recipe.model.source).adapter
+    location = locate(recipe.model.source)
+    folder = location.adapter
+    if folder is not None and not isinstance(recipe, RewardRecipe | ClassifyRecipe):
+        refuse_without_words(recipe.model.path, location)
+    reference = getattr(getattr(recipe, "reference", None), "path", None)
+    if reference is not None and Path(reference).expanduser().exists():
+        refuse_without_words(reference, locate(reference))
     if folder is None or recipe.adapter is None:
         return
     method = method_of_folder(folder)

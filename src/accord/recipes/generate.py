@@ -14,6 +14,7 @@ from accord.config.reward import refuse_same_labels
 from accord.data import EncodedPrompt, Encoder
 from accord.data.conditioning import read_conditioning
 from accord.errors import ConfigError
+from accord.model.classifiers import refuse_without_words
 from accord.model.device import choose_device
 from accord.model.loading import locate
 from accord.model.scorer import Scorer
@@ -108,6 +109,7 @@ def generate(
         options = _with_samples(options, best_of, terms)
     light = open_light(terms)  # before any weights
     check_columns(terms, light, (prompt.columns if isinstance(prompt, Prompt) else {} for prompt in prompts))
+    refuse_without_words(model.path, locate(model.source), model.trust_remote_code)
     roles, encoder = open_model(model, LoraConfig(), choose_device(placement or PlacementConfig()))
     roles.add_reference(ReferenceConfig())  # the frozen model as it was saved: base, or base with its adapter
     add_rewards(terms, roles)
