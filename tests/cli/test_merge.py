@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from accord.cli import main
 from accord.errors import RunError
 from accord.model.merging import merge
+from recipes.tiny_runs import run
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -60,3 +61,12 @@ def test_a_disk_that_fills_up_is_said(finished, tmp_path: Path, capsys):
     """safetensors raises an error of its own, which is no OSError; here for want of a folder that files can be made in."""
     with pytest.raises(RunError, match=r"could not be written to /proc.*is as it was"):
         merge(finished / "model", Path("/proc"), torch.float32)
+
+
+def test_it_says_what_takes_the_model(base, tmp_path: Path, capsys):
+    reward = run("reward", base, tmp_path / "a reward").model
+    assert main(["merge", str(reward), str(tmp_path / "a reward" / "merged")]) == 0
+    assert f"use it: --reward '{tmp_path}/a reward/merged'" in capsys.readouterr().out
+    classifier = run("classify", base, tmp_path / "classify").model
+    assert main(["merge", str(classifier), str(tmp_path / "classes")]) == 0
+    assert f"use it: see {tmp_path}/classes/README.md" in capsys.readouterr().out

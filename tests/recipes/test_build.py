@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
 import accord
-from accord.config import ModelConfig
+from accord.cli import COMMANDS
+from accord.cli.train import read_recipe
+from accord.config import RECIPES, ModelConfig
 from accord.data import Encoder, encode_labelled, encode_pairs
 from accord.errors import ConfigError, ModelError
 from accord.model.merging import merge
-from accord.recipes.build import Split, load_split
+from accord.recipes import BUILDERS
+from accord.recipes.build import Split, check_start, load_split
 from accord.recipes.chat import Chat
 from accord.recipes.generate import GenerateOptions, generate
+from accord.recipes.rehearsal import rehearse
 from recipes.tiny_runs import pairs, recipe, run, write_rows
 
 
@@ -107,3 +112,41 @@ def test_nor_does_a_classifier(kind, mute, tmp_path: Path):
 def test_a_reward_model_goes_on_as_one(mute, tmp_path: Path):
     assert run("reward", mute["reward adapter"], tmp_path / "reward").metrics
     assert run("classify", mute["classifier's adapter"], tmp_path / "classify").metrics
+
+
+@pytest.mark.parametrize("kind", sorted(RECIPES))
+def test_next_steps_can_be_pasted(kind, base, tmp_path: Path):
+    """Each is read by a shell, and then by the command's own parser, with a space in the folder's name."""
+    made = recipe(kind, base, tmp_path / "a run")
+    for _, command in BUILDERS[kind](made).next_steps:
+        words = shlex.split(command.split("  (")[0])
+        if words[0] == "see":
+            continue
+        assert words[0] == "accord" and words[1] in COMMANDS
+        assert any(word.startswith(f"{tmp_path}/a run/run/") for word in words), command
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3", "prefix"])
+def test_the_next_step_of_sft_runs(method, base, tmp_path: Path):
+    done = run("sft", base, tmp_path / "sft", {"adapter": {"method": method}})
+    (step,) = [
+        command
+        for title, command in BUILDERS["sft"](
+            recipe("sft", base, tmp_path / "sft", {"adapter": {"method": method}})
+        ).next_steps
+        if title == "next"
+    ]
+    words = shlex.split(step)[2:]
+    made = recipe("reward", base, tmp_path / "reward")
+    words[words.index("--data.path") + 1] = made.data.path
+    reward = read_recipe("reward", [*words, "--output", f"{tmp_path}/again"])
+    assert Path(reward.model.path) == done.model
+    rehearse(reward)
+    check_start(reward)
+    step = BUILDERS["reward"](reward).next_steps[0][1]
+    assert (f"--adapter.method {method}" in step) == (method != "lora") and shlex.quote(str(done.model)) in step
+
+
+def test_a_reward_model_that_went_on_is_no_policy(reward_adapter, base, tmp_path: Path):
+    step = BUILDERS["reward"](recipe("reward", reward_adapter, tmp_path)).next_steps[0][1]
+    assert "--model.path POLICY --reward" in step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from accord.cli.paths import try_folder, user_path
 from accord.errors import RunError
@@ -31,5 +32,18 @@ def run(command: str, words: list[str]) -> int:
 
     merge(options.adapter, options.output, getattr(torch, options.dtype))
     print(f"merged {options.adapter} into its base: {options.output} ({options.dtype})")
-    print(f"use it: --model.path {options.output}")
+    print(f"use it: {_use(options.output)}")
     return 0
+
+
+def _use(folder: Path) -> str:
+    """What commands take the model by."""
+    from shlex import quote
+
+    from accord.model.classifiers import read_labels
+    from accord.model.loading import is_scorer, locate
+
+    location, path = locate(str(folder)), quote(str(folder))
+    if read_labels(location) is not None:
+        return f"see {folder / 'README.md'}"
+    return f"--reward {path}" if is_scorer(location) else f"--model.path {path}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from accord.config import RECIPES, RolloutRecipe
@@ -234,7 +235,7 @@ def render(report: CheckReport, console: Console, shown: int = 10) -> None:
         if command in sampling[1:]:
             continue
         others = f"  (or {', '.join(sampling[1:])})" if command in sampling else ""
-        line = ("  ", (f"accord {command}", "green"), f" --data.path {report.path}{split}", (others, "dim"))
+        line = ("  ", (f"accord {command}", "green"), f" --data.path {quote(report.path)}{split}", (others, "dim"))
         console.print(Words.assemble(*line))
     if report.notes:
         console.print(Words("\nWhat to do", style="bold"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import peft
@@ -59,7 +60,7 @@ def refuse_changed_base(folder: Path, repeatable: bool = False) -> None:
         return
     how = "convert it to plain LoRA where it was made (peft: save_pretrained(..., path_initial_model_for_weight_conversion=...))"
     if start in REPEATABLE:
-        how = f"fold it in with `accord merge {folder} FOLDER` and use FOLDER"
+        how = f"fold it in with `accord merge {quote(str(folder))} FOLDER` and use FOLDER"
     why = "cannot be told from its files" if repeatable else "are not those of a base that serves several roles"
     raise ModelError(
         f"{folder} was started from its base's own weights (init_lora_weights: {start}); what is left of these {why}: {how}"

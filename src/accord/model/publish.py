@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shlex import quote
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HFValidationError
@@ -120,7 +121,7 @@ def push(folder: Path, repo: str, private: bool = False) -> str:
         )
     except OSError as error:  # the hub's errors, and those of the network, all are this
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        later = f"accord export {folder} --push {repo}" + (" --private" if private else "")
+        later = f"accord export {quote(str(folder))} --push {repo}" + (" --private" if private else "")
         raise RunError(
             f"{folder} could not be pushed to {repo}: {reason}. Nothing is lost: the model is in {folder}; push it later "
             f"with: {later}"

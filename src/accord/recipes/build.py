@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -78,7 +79,7 @@ def check_start(recipe: Recipe) -> None:
         return
     method = method_of_folder(folder)
     if method != recipe.adapter.method:
-        fold = f"`accord merge {folder} FOLDER` and start from FOLDER"
+        fold = f"`accord merge {quote(str(folder))} FOLDER` and start from FOLDER"
         other = "start from its base" if has_virtual_tokens(folder) else fold
         raise ConfigError(
             f"model.path {folder} is a {method} adapter, and training goes on from it, but adapter.method is "
@@ -234,6 +235,17 @@ def _read(
     }
     told = [f"{loaded.path}: {rows} of {loaded.rows} rows ({loaded.format})", *(note for note in noted if noted[note])]
     return encoded, {"data": ", ".join(told)}
+
+
+def model_folder(recipe: Recipe, name: str = "model") -> str:
+    """Where a run leaves its model, as a shell reads it; for the commands that a person may give next."""
+    return quote(f"{recipe.output}/{name}")
+
+
+def method_option(recipe: Recipe) -> str:
+    """What a command must be given that goes on from the recipe's kind of adapter: it goes on by its own method alone."""
+    method = "lora" if recipe.adapter is None else recipe.adapter.method
+    return "" if method == "lora" else f" --adapter.method {method}"
 
 
 def example_stream(items: list[T], recipe: Recipe, train: ExampleTrain, ranks: Ranks) -> tuple[Stream[T], int]:

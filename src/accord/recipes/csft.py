@@ -15,7 +15,7 @@ from accord.data.encode import encode_records, fitted
 from accord.model.export import save_policy
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
-from accord.recipes.build import check_context
+from accord.recipes.build import check_context, model_folder
 from accord.recipes.examples import build_examples
 from accord.recipes.rewards import add_rewards, check_columns, mixed, open_light
 from accord.rewards import MixedReward, RewardSource
@@ -27,7 +27,6 @@ def build(recipe: CSFTRecipe) -> Parts:
     """Everything that the loop needs; see `build_examples`."""
     check_values(recipe)
     conditioner = _Conditioner(recipe, open_light(recipe.reward))
-    model = f"{recipe.output}/model"
     return build_examples(
         recipe,
         CSFT(),
@@ -35,7 +34,7 @@ def build(recipe: CSFTRecipe) -> Parts:
         encode=conditioner.encode,
         length=len,
         save=conditioner.save,
-        next_steps=[("try it", f'accord generate {model} --prompt "..."  (asks for the best label)')],
+        next_steps=[("try it", f'accord generate {model_folder(recipe)} --prompt "..."  (asks for the best label)')],
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 import torch
 
@@ -13,10 +14,12 @@ from accord.config import RewardConfig, RewardRecipe
 from accord.data import EncodedPair, encode_pairs, encode_steps
 from accord.errors import TrainingError
 from accord.model.export import save_scorer
+from accord.model.loading import is_scorer, locate
 from accord.model.roles import Roles
 from accord.model.score_facts import ScoreFacts, write_facts
 from accord.model.scorer import Scorer
 from accord.ops.statistics import moments
+from accord.recipes.build import method_option, model_folder
 from accord.recipes.examples import build_examples, longest_of_pair
 from accord.training.loop import Parts
 
@@ -78,6 +81,9 @@ def _finish(
 
 
 def _next_step(recipe: RewardRecipe) -> str:
-    policy, reward = recipe.model.path, f"{recipe.output}/model"
+    """PPO from what the reward model started from, if that writes."""
+    start, reward = locate(recipe.model.source), model_folder(recipe)
+    policy = quote(recipe.model.path) + (method_option(recipe) if start.adapter is not None else "")
+    policy = "POLICY" if is_scorer(start, recipe.model.trust_remote_code) else policy
     term = "--reward" if recipe.algorithm.level == "response" else "--reward.0.process min --reward.0.model"
     return f"accord ppo --model.path {policy} {term} {reward} --data.path PROMPTS.jsonl --output runs/ppo"

@@ -15,7 +15,7 @@ from accord.model.loading import locate
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
 from accord.ops.statistics import SumOverRanks
-from accord.recipes.build import check_context, check_tokenizer, load_split, model_facts, read_rows, start
+from accord.recipes.build import check_context, check_tokenizer, load_split, model_facts, model_folder, read_rows, start
 from accord.recipes.reward_models import check_scorer
 from accord.recipes.rewards import add_rewards, check_columns, mixed, open_light
 from accord.rewards import MixedReward
@@ -86,7 +86,7 @@ def build_rollouts(
         save=partial(save_policy_and_critic, roles),
         engine=engine,
         facts=model_facts(recipe, roles, learner.weights) | split.facts | text | _facts(recipe, rewards),
-        next_steps=[("try it", f'accord generate {recipe.output}/model --prompt "..."')],
+        next_steps=[("try it", f'accord generate {model_folder(recipe)} --prompt "..."')],
         longest=longest - rollout.max_new_tokens,
     )
 

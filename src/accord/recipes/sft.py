@@ -7,6 +7,7 @@ from accord.config import SFTRecipe
 from accord.data import encode_examples
 from accord.model.export import save_policy
 from accord.model.roles import Roles
+from accord.recipes.build import method_option, model_folder
 from accord.recipes.examples import build_examples, policy_steps
 from accord.training.loop import Parts
 
@@ -25,5 +26,6 @@ def build(recipe: SFTRecipe) -> Parts:
 
 
 def _next_steps(recipe: SFTRecipe) -> list[tuple[str, str]]:
-    reward = f"accord reward --model.path {recipe.output}/model --data.path PAIRS.jsonl --output runs/reward"
+    start = f"{model_folder(recipe)}{method_option(recipe)}"
+    reward = f"accord reward --model.path {start} --data.path PAIRS.jsonl --output runs/reward"
     return [*policy_steps(recipe), ("next", reward)]
