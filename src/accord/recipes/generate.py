@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Self
 
 from pydantic import model_validator
@@ -74,7 +75,7 @@ class _Rewards(Section):
 
 
 def generate(
-    model: ModelConfig,
+    model: ModelConfig | str | Path,
     prompts: Sequence[Text | Prompt],
     options: GenerateOptions | None = None,
     placement: PlacementConfig | None = None,
@@ -90,7 +91,7 @@ def generate(
     divergence from the one that is sampled (`accord.rollout.select.best_of_kl_bound`).
 
     Args:
-        model: a whole model, or an adapter on its base.
+        model: a whole model, or an adapter on its base: folder, hub name, or the section `model` of a recipe.
         prompts: plain text, or conversations for the model's chat template; as `Prompt` with columns for reward functions.
         options: sampling.
         placement: device.
@@ -100,9 +101,12 @@ def generate(
         best_of: responses to choose from; takes the place of `options.samples`.
 
     Raises:
-        ConfigError: prompt and response do not fit into the model, or `best_of` without rewards.
+        ConfigError: prompt and response do not fit into the model, `best_of` without rewards, or one prompt instead of a list.
         ModelError, GenerationError, RewardError: see there.
     """
+    model = model if isinstance(model, ModelConfig) else ModelConfig(path=str(model))
+    if isinstance(prompts, str | Prompt):  # a text is a sequence too, of its letters
+        raise ConfigError("generate takes a list of prompts, and was given one: write [prompt]")
     options = options or GenerateOptions()
     terms = build(_Rewards, {"reward": list(rewards)}).reward
     if best_of is not None:
