@@ -71,6 +71,9 @@ def test_json_array_and_json_that_is_lines(tmp_path):
 
 def test_text_documents_between_blank_lines(tmp_path):
     (tmp_path / "a.txt").write_text("one\ntwo\n\n\nthree\n")
+    (tmp_path / "windows").mkdir()
+    (tmp_path / "windows" / "a.txt").write_bytes(b"one\r\ntwo\r\n\r\n\r\nthree\r\n")
+    assert read_rows(str(tmp_path / "windows" / "a.txt")) == read_rows(str(tmp_path / "a.txt"))
     assert read_rows(str(tmp_path / "a.txt"))[0] == [
         Row("a.txt:1", {"text": "one\ntwo"}),
         Row("a.txt:5", {"text": "three"}),

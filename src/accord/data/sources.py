@@ -208,6 +208,9 @@ def _from_text(file: Path) -> Iterator[Found]:
     for number, line in _lines(file):
         try:
             text = line.decode("utf-8-sig")
+            text = (
+                text.removesuffix("\r\n") + "\n" if text.endswith("\r\n") else text
+            )  # or each line's end would be learnt
         except UnicodeDecodeError as error:
             yield Rejection(f"{file.name}:{number}", f"is not UTF-8 text ({error.reason} at byte {error.start})")
             continue
