@@ -110,7 +110,14 @@ def test_to_the_screen(base, capsys):
     assert capsys.readouterr().out.startswith("the film was")
 
 
-@pytest.mark.parametrize(("words", "message"), [([], "nothing to answer"), (["--prompt", "a", "--chat"], "template")])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nothing to answer"),
+        (["--prompt", "a", "--limit", "3"], "--limit counts rows of --prompts"),
+        (["--prompt", "a", "--chat"], "template"),
+    ],
+)
 def test_what_cannot_be_answered(words, message, base, capsys):
     assert main(["generate", str(base), *words]) != 0
     assert message in capsys.readouterr().err

@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from accord.config import METHODS, RECIPES, PPORecipe, SFTRecipe, build, dump, load, merge, parse_overrides
+from accord.config import (
+    METHODS,
+    RECIPES,
+    DPORecipe,
+    PPORecipe,
+    SFTRecipe,
+    build,
+    dump,
+    load,
+    merge,
+    parse_overrides,
+)
 from accord.config.base import sections_in
 from accord.errors import ConfigError
 
@@ -312,3 +323,32 @@ def test_what_a_key_merges_may_be_given_anew(tmp_path: Path):
     text = "a: {b: &b {<<: &c {r: 1, s: 2}, r: 3}}\nd: {<<: *b, s: 4}\n"
     (tmp_path / "x.yaml").write_text(text)
     assert load(tmp_path / "x.yaml") == {"a": {"b": {"r": 3, "s": 2}}, "d": {"r": 3, "s": 4}}
+
+
+IDLE = {
+    "algorithm.f_alpha: 0.3": (DPORecipe, {"f_alpha": 0.3}, {"f_divergence": "alpha"}),
+    "algorithm.discopop_tau: 0.1": (DPORecipe, {"discopop_tau": 0.1}, {"loss": "discopop"}),
+    "algorithm.kl.horizon: 7": (PPORecipe, {"kl": {"horizon": 7, "target": None}}, {"kl": {"target": 1.0}}),
+    "algorithm.correction_cap: 3": (PPORecipe, {"correction_cap": 3.0}, {"correction": "truncate"}),
+    "algorithm.correction_level: sequence": (PPORecipe, {"correction_level": "sequence"}, {"correction": "mask"}),
+}
+"""Options that do nothing where they stand, and what would give them something to do."""
+
+
+@pytest.mark.parametrize("told", IDLE)
+def test_options_that_do_nothing_are_refused(told, least):
+    recipe, idle, used = IDLE[told]
+    where, _, key = told.partition(":")[0].rpartition(".")
+    message = fault(recipe, least, {"algorithm": idle})
+    assert where in message and f"{key}: {told.partition(': ')[2]}" in message and "does nothing" in message
+    made = build(recipe, least, {"algorithm": idle}, {"algorithm": used})
+    assert build(recipe, yaml.safe_load(dump(made))) == made
+    assert build(recipe, yaml.safe_load(dump(build(recipe, least))))  # the default may stand
+
+
+def test_a_constant_rate_has_no_end(least):
+    assert "min_learning_rate: 0.0 does nothing" in fault(
+        SFTRecipe, least, {"train": {"schedule": "constant", "min_learning_rate": 0.0}}
+    )
+    assert build(SFTRecipe, least, {"train": {"schedule": "constant", "min_learning_rate": 0.1}})
+    assert build(SFTRecipe, least, {"train": {"schedule": "linear", "min_learning_rate": 0.0}})

@@ -21,6 +21,8 @@ def run(command: str, words: list[str]) -> int:
         raise ConfigError('nothing to answer: give --prompt "..." (any number of times) or --prompts FILE.jsonl')
     if options.limit is not None and options.limit < 1:
         raise ConfigError(f"--limit must be 1 or more (given: {options.limit})")
+    if options.limit is not None and options.prompts is None:
+        raise ConfigError("--limit counts rows of --prompts, and there are none: leave it out")
     if options.output is not None:
         try_file(options.output)  # now, and not after all the sampling
     if options.best_of is not None and not options.reward:

@@ -22,6 +22,19 @@ class Section(BaseModel):
         extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
 
+    def refuse_idle(self, keys: Sequence[str], why: str) -> None:
+        """Refuse keys that were given a value and would do nothing. Resolved recipes write all keys, so the default may stand.
+
+        Raises:
+            ValueError: names them.
+        """
+        fields = type(self).model_fields
+        idle = [key for key in keys if getattr(self, key) != fields[key].get_default()]
+        if idle:
+            told = ", ".join(f"{key}: {getattr(self, key)}" for key in idle)
+            back = ", ".join(f"{key}: {fields[key].get_default()}" for key in idle)
+            raise ValueError(f"{told} does nothing: {why}; leave it out (the default is {back})")
+
 
 S = TypeVar("S", bound=Section)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from accord.config import RECIPES, RolloutRecipe
 from accord.data.chat import Encoder
 from accord.data.formats import Loaded, check_rows, columns_of
-from accord.data.sources import Rejection, RowError, count_reasons, read_rows
+from accord.data.sources import Rejection, RowError, count_reasons, read_rows, refuse_split
 from accord.errors import DataError
 from accord.types import (
     Example,
@@ -93,6 +93,7 @@ def check(path: str, split: str = "train", tokenizer: PreTrainedTokenizerBase | 
     Raises:
         DataError: the source cannot be read, no format fits its columns, or no row can be used.
     """
+    refuse_split(path, split)
     rows, broken = read_rows(path, split)
     loaded = check_rows(rows, path, rejections=broken)
     records, problems = loaded.records, loaded.rejections

@@ -31,7 +31,7 @@ from accord.data import conversation as talk
 from accord.data.convert import convert
 from accord.data.labels import labelled_text, labelled_tokens
 from accord.data.relatives import to_own_columns
-from accord.data.sources import Rejection, Row, RowError, count_reasons, read_rows, stop_on
+from accord.data.sources import Rejection, Row, RowError, count_reasons, read_rows, refuse_split, stop_on
 from accord.errors import DataError
 from accord.types import (
     Columns,
@@ -89,6 +89,8 @@ def read_records(config: DataConfig, path: str | None = None, want: type[Record]
             no row is left, or the records cannot become `want`.
     """
     path = config.path if path is None else path
+    if path == config.path:  # held-out rows may lie in a file beside a dataset with splits
+        refuse_split(path, config.split)
     rows, rejections = read_rows(path, config.split, config.limit)
     rows = _rename(rows, config.columns, path)
     loaded = check_rows(rows, path, _format_for(rows, config.format, want), rejections)

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
-from accord.errors import DataError
+from accord.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,19 @@ def stream_rows(path: str, split: str = "train") -> Iterator[Row | Rejection]:
         DataError: as `read_rows`, some of them while the rows are taken.
     """
     return _find(path, split)
+
+
+def refuse_split(path: str, split: str) -> None:
+    """Refuse a split of one file, which has none: all its rows would be read.
+
+    Raises:
+        ConfigError: says so.
+    """
+    if split != "train" and Path(path).expanduser().is_file():
+        raise ConfigError(
+            f"data.split: {split} is of a dataset folder or of the hub, and {path} is one file, of which all rows would be read; "
+            "leave it out, and give the file of that split"
+        )
 
 
 def stop_on(rejections: Sequence[Rejection], path: str, rows: int, cure: str = "Mend them", shown: int = 10) -> None:
