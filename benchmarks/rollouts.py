@@ -4,7 +4,7 @@
                                                                     products alone, transformers, the engine without an adapter,
                                                                     with LoRA r=16 beside its base, and folded in
     python benchmarks/rollouts.py MODEL whole PROMPTS [THREADS]     whole responses, which end at a newline, so of long-tailed
-                                                                    lengths: the engine and `generate` in batches of as many rows
+                                                                    lengths: the engine and `generate`, with 16 rows and with all
     python benchmarks/rollouts.py MODEL copy ROWS [THREADS]         a text that is copied: with and without n-gram look-up
 
 MODEL: folder of a causal model, such as SmolLM2-135M; it runs in bfloat16. PROMPTS: JSON lines with `prompt`, or with MT-bench's
@@ -126,7 +126,8 @@ def step_of_engine(engine: NativeEngine, requests: list[Request], clock: Callabl
 def whole(
     roles: Roles, plain: PreTrainedModel, prompts: list[tuple[int, ...]], clock: Callable[[], float]
 ) -> dict[str, float]:
-    """Tokens a second of whole responses, the prompts' computation included, `SAMPLES` to each of 8 prompts, 16 rows."""
+    """Tokens a second of whole responses, the prompts' computation included, `SAMPLES` to each of 8 prompts: in 16 rows, and in as
+    many as each can take, which the engine chooses itself."""
     rows, tokenizer = 16, roles.tokenizer
     prompts = sorted(prompts, key=len)[:8]
     stops = frozenset(token for token in range(len(tokenizer)) if "\n" in str(tokenizer.decode([token])))
@@ -136,13 +137,21 @@ def whole(
     for turn in range(2):
         requests = [Request(prompt, 1000 * turn + n) for prompt in prompts for n in range(SAMPLES)]
         runs: dict[str, Callable[[], list[int]]] = {
-            "accord": lambda requests=requests: of_engine(
+            "accord, 16 rows": lambda requests=requests: of_engine(
                 NativeEngine(roles, rows, role="reference"), requests, sampling
             ),
-            "accord, LoRA folded in": lambda requests=requests: of_engine(
-                NativeEngine(roles, rows, merge=True), requests, sampling
+            "generate, batches of 16": lambda requests=requests: of_transformers(
+                plain, tokenizer, requests, rows, stops
             ),
-            "transformers.generate": lambda requests=requests: of_transformers(plain, tokenizer, requests, rows, stops),
+            "accord, rows by itself": lambda requests=requests: of_engine(
+                NativeEngine(roles, None, role="reference"), requests, sampling
+            ),
+            "accord, rows by itself, LoRA folded in": lambda requests=requests: of_engine(
+                NativeEngine(roles, None, merge=True), requests, sampling
+            ),
+            "generate, all at once": lambda requests=requests: of_transformers(
+                plain, tokenizer, requests, len(requests), stops
+            ),
         }
         for name, run in runs.items():
             started = clock()

@@ -10,9 +10,10 @@ import torch
 import transformers
 
 from accord.config import LoraConfig
-from accord.forecast.blocks import Blocks, Pass
+from accord.forecast.blocks import Blocks
 from accord.forecast.families import architecture
 from accord.forecast.learning import learning_adapter
+from accord.forecast.modes import Pass
 from accord.forecast.shapes import Architecture
 from accord.forecast.tape import FLOAT, Peak, Tape, replay
 from forecast.measured import LENGTHS, measure

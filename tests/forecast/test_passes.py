@@ -48,6 +48,28 @@ def test_a_tall_model_is_what_its_layers_are(adapter, checkpointing, tokens, sev
     assert made._trained(learner, several) == whole
 
 
+def test_text_beside_the_rewards_counts_where_it_is_longer(tmp_path):
+    folder = shape_folder(tmp_path, WIDE)
+    sizes = {"train": {"batch_size": 8, "micro_batch_tokens": 4096}, "rollout": {"max_new_tokens": 16}}
+    plain = forecast(recipe_of("ppo", folder, **sizes, data={"max_prompt_tokens": 16}), parse_device("24GiB"))
+    peaks = [plain.peak]
+    for longest in (16, 2048):
+        ptx = {"data": {"path": "text.jsonl", "max_tokens": longest}, "batch_size": 2}
+        told = forecast(
+            recipe_of("ppo", folder, **sizes, data={"max_prompt_tokens": 16}, ptx=ptx), parse_device("24GiB")
+        )
+        peaks.append(told.peak)
+    assert peaks[0] == peaks[1] < peaks[2]
+    alone = forecast(
+        recipe_of("sft", folder, train={"batch_size": 2, "micro_batch_tokens": 4096}, data={"max_tokens": 2048}),
+        parse_device("24GiB"),
+    )
+    own = ("activations", "logits tiles")
+    assert sum(told.of("update", what) for what in own) == pytest.approx(
+        sum(alone.of("update", what) for what in own), rel=0.03
+    )
+
+
 def test_what_an_update_needs_adds_up_to_its_peak(tmp_path):
     folder = shape_folder(tmp_path, WIDE)
     recipe = recipe_of("ppo", folder, train={"batch_size": 8})

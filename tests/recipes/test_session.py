@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from pyarrow import parquet
@@ -15,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 import accord
 from accord.algorithms.rollouts import rollout_batch
-from accord.errors import AccordWarning, ConfigError, DataError, ModelError, RewardError, RunError
+from accord.errors import AccordWarning, ConfigError, DataError, ModelError, RewardError, RunError, TrainingError
 from accord.training.state import find_fault
 from accord.types import Rollout
 from recipes.tiny_runs import recipe_dict, run, same_weights, timeless
@@ -88,6 +90,8 @@ def test_too_few_rollouts_and_too_long_prompts(session):
         session.generate(["a film", "odd " * 2000])
     with pytest.raises(DataError, match="at least one prompt"):
         session.generate([])
+    with pytest.raises(DataError, match=r"takes a list of prompts, and got one text: generate\(\['a film'\]\)"):
+        session.generate("a film")
 
 
 def test_a_session_needs_only_a_model(base):
@@ -179,6 +183,14 @@ def test_scores_of_single_tokens(base, tmp_path: Path):
         ((QUERIES, ANSWERS, [1.0, 0.0, math.nan, 0.0]), RewardError, "scores gave nan for sample 2"),
         ((QUERIES, SCORES), DataError, r"for texts: step\(queries, responses, scores\)"),
         ((QUERIES,), RewardError, "step needs scores"),
+        ((QUERIES, ANSWERS, dict.fromkeys(range(4), 1.0)), RewardError, "scores is a dict; step needs a list"),
+        ((QUERIES, ANSWERS, 1.0), RewardError, "scores is a float; step needs a list"),
+        (
+            (QUERIES, "good", SCORES),
+            DataError,
+            "step takes a list of queries and a list of responses, and got one text",
+        ),
+        ((QUERIES, ["odd " * 2000, *ANSWERS[1:]], SCORES), ConfigError, "lower the length of queries and responses"),
     ],
 )
 def test_what_step_refuses_changes_nothing(session, given, kind, message):
@@ -374,13 +386,39 @@ def test_a_session_learns_against_a_reference_that_shares_layers(base, tmp_path:
 @pytest.mark.parametrize(
     ("over", "message"),
     [
-        ({"rollout": {"dynamic_sampling": 2, "samples": 2}}, "a session does not read rollout.dynamic_sampling"),
+        ({"train": {"sinks": ["tensorboard"]}}, "a session does not read train.sinks"),
         ({"push": "me/mine"}, "a session does not read push"),
     ],
 )
 def test_keys_that_only_a_run_reads_are_refused(over, message, base):
     with pytest.raises(ConfigError, match=message):
         accord.PPO({"model": {"path": str(base)}, **over})
+
+
+def test_what_a_session_does_not_ask_or_seldom_should_do_is_said(base):
+    with pytest.warns(AccordWarning) as told:
+        accord.PPO({"model": {"path": str(base)}, "reward": "rewards.py:brevity", "rollout": {"top_k": 2}})
+    texts = [str(one.message) for one in told]
+    assert any("a session does not ask `reward` (brevity)" in text for text in texts)
+    assert any("top_k" in text for text in texts)
+
+
+def test_a_step_that_fails_before_it_learns_leaves_the_algorithm_as_it_was(session):
+    rollouts = session.generate(["a film"] * 4)
+    before, learnt = session.algorithm.state_dict(), weights(session)
+    with pytest.raises(TrainingError, match="not finite"):
+        session.step(rollouts, [1e38, -1e38, 1e38, 0.0])
+    assert session.algorithm.state_dict() == before and session.iteration == 0 and same(weights(session), learnt)
+
+
+def test_a_step_leaves_the_callers_generators_alone(session):
+    rollouts = session.generate(["a film"] * 4)
+    drawn = []
+    for seed in (1, 2, 1):
+        random.seed(seed), numpy.random.seed(seed), torch.manual_seed(seed)
+        session.step(rollouts, [1.0, 0.0, 0.0, 0.0])
+        drawn.append((random.random(), float(numpy.random.rand()), float(torch.rand(()))))
+    assert drawn[0] == drawn[2] and all(a != b for a, b in zip(drawn[0], drawn[1], strict=True))
 
 
 def test_a_family_that_cannot_carry_the_adapter_is_refused_as_in_a_run(model_folder):

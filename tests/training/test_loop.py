@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy
 import pytest
 import torch
 
 import accord
-from accord.errors import RunError
-from accord.training.loop import average, seed_everything
+from accord.errors import ConfigError, RunError
+from accord.training.loop import average
+from accord.training.seeds import seed_everything
 from recipes.tiny_runs import recipe_dict, same_weights, timeless
 
 
@@ -108,6 +111,47 @@ def test_the_time_to_the_first_iteration_is_told_once(base, tmp_path):
     config["train"]["steps"] = 3
     rows = accord.train(config, quiet=True, resume=True).metrics
     assert 0.0 < rows[2]["time/start"] < 60.0 and "time/start" not in rows[1], "a resumed run starts too"
+
+
+def test_a_run_that_goes_on_from_an_older_checkpoint_shows_no_rollouts_of_later_iterations(base, tmp_path):
+    config = recipe_dict(
+        "ppo", base, tmp_path, {"train": {"iterations": 4, "checkpoint_every": 2, "rollouts_every": 1}}
+    )
+    accord.train(config, quiet=True)
+    folder = tmp_path / "run"
+    shutil.rmtree(folder / "checkpoints" / "step-000004")
+    kept = (folder / "rollouts" / "iteration-000002.parquet").read_bytes()
+    config["train"]["rollouts_every"] = 0
+    accord.train(config, quiet=True, resume=True)
+    assert [path.name for path in sorted((folder / "rollouts").iterdir())] == [
+        "iteration-000001.parquet",
+        "iteration-000002.parquet",
+    ]
+    assert (folder / "rollouts" / "iteration-000002.parquet").read_bytes() == kept
+
+
+def test_a_run_cannot_go_on_to_where_it_has_been_already(base, tmp_path):
+    config = recipe_dict("sft", base, tmp_path, {"train": {"steps": 4}})
+    accord.train(config, quiet=True)
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    config["train"]["steps"] = 2
+    with pytest.raises(ConfigError, match="has done 4 iterations, and this recipe ends after 2"):
+        accord.train(config, quiet=True, resume=True)
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
+
+
+def test_a_run_that_goes_on_with_other_data_says_so(base, tmp_path, capsys):
+    config = recipe_dict("sft", base, tmp_path, {"train": {"steps": 2}})
+    accord.train(config, quiet=True)
+    said = "the data is not what the run began with"
+    for steps, change in ((3, False), (4, True)):
+        config["train"]["steps"] = steps
+        if change:
+            path = Path(config["data"]["path"])
+            path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+        capsys.readouterr()
+        accord.train(config, resume=True)
+        assert (said in " ".join(capsys.readouterr().out.split())) == change
 
 
 def test_from_another_thread_signals_are_left_alone(base, tmp_path):

@@ -117,7 +117,10 @@ def test_what_may_change_may(tmp_path: Path):
     (directory.path / "metrics.jsonl").write_text('{"iteration": 1}\n')
     directory.close()
     train = {"iterations": 9, "checkpoint_every": 5, "keep": 7, "log_every": 3, "rollouts_every": 4, "sinks": ["wandb"]}
-    RunDirectory(ppo(tmp_path, train=train, placement={"threads": 1}), resume=True).close()
+    directory = RunDirectory(ppo(tmp_path, train=train, placement={"threads": 1}), resume=True)
+    assert read_saved(directory.path)["train"]["iterations"] == 2, "not before the run is sure that it goes on"
+    directory.write_recipe()
+    directory.close()
     assert read_saved(directory.path)["train"]["iterations"] == 9
     assert {"weight_decay", "batch_size", "micro_batch_tokens"}.isdisjoint(key[-1] for key in MAY_CHANGE)
 

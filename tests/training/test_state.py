@@ -34,6 +34,14 @@ def test_a_tensor_that_is_a_view_is_written_whole(tmp_path: Path):
     assert torch.equal(read_newest(tmp_path)[0].tensors["t"], TENSORS["weight/a"].T)
 
 
+def test_a_folder_that_a_person_renamed_is_no_checkpoint(tmp_path: Path):
+    older, newer = write(tmp_path, 3), write(tmp_path, 4)
+    newer.rename(tmp_path / "step-000004.bad")
+    assert read_newest(tmp_path)[0].path == older
+    write(tmp_path, 5, keep=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000004.bad", "step-000005"]
+
+
 def test_no_checkpoint_at_all(tmp_path: Path):
     assert read_newest(tmp_path / "none") == (None, [])
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from accord.config.optim import plain
-from accord.forecast.blocks import EXPERTS, Low
+from accord.forecast.blocks import EXPERTS
+from accord.forecast.modes import Low
 from accord.forecast.shapes import Architecture, Experts, Layer
 
 MERGED_EXPERTS = ("mixtral", "qwen3_moe")

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from accord.config import Recipe
-from accord.forecast.blocks import Blocks, Pass
+from accord.forecast.blocks import Blocks
 from accord.forecast.devices import Device
 from accord.forecast.learning import largest_matrix
+from accord.forecast.modes import Pass
 from accord.forecast.residents import Learner, Residents, Term
 from accord.forecast.tape import FLOAT, Peak, Tape, Value, replay, totals
 from accord.forecast.workload import DROPOUT, ENTROPIES, Micro, Workload
@@ -128,6 +129,10 @@ class Passes:
             several = self.work.micro_batches > 1
             peak, grads, made = self._trained(learner, several)
             yield [*before, *self._terms(learner, made, peak, grads, several)]
+            if learner is self._policy() and self.work.text is not None:  # beside the gradients that are there by then
+                text = replace(self, work=self.work.text)
+                peak, _, made = text._trained(learner, several=True)
+                yield text._terms(learner, made, peak, grads, several=True)
             before.append(Term(learner.role, "gradients", grads + learner.head * FLOAT))
         step = [Term("all", "workspace", self._step())]
         if ranks > 1:

@@ -48,6 +48,8 @@ class Workload:
     """Tokens of the longest prompt."""
     columns: int = 0
     """Tokens that the cache holds of each."""
+    text: Workload | None = None
+    """Of what the policy learns beside the rewards in each step (`ptx`)."""
 
 
 def workload(recipe: Recipe, ranks: int = 1, longest: int | None = None, shares: bool = False) -> Workload:
@@ -81,8 +83,21 @@ def workload(recipe: Recipe, ranks: int = 1, longest: int | None = None, shares:
     together = shares and (unit > 1 or recipe.algorithm.minibatches == 1)  # minibatches cut groups, and not pairs
     update, count = micro_batches(sequences, prompt, new, unit, limit, kept_of_one if together else 1)
     scored, _ = micro_batches(responses, prompt, new, 1, limit, samples if shares else 1)
+    text = None
+    if recipe.ptx is not None:
+        rows, most = max(recipe.ptx.batch_size // ranks, 1), recipe.ptx.data.max_tokens
+        micro, parts = micro_batches(rows, 0, most, 1, limit)
+        text = Workload(rows, most, micro, parts, micro)
     return Workload(
-        sequences, prompt + new, update, count, scored, _rows(rollout.max_sequences, responses), prompt, prompt + new
+        sequences,
+        prompt + new,
+        update,
+        count,
+        scored,
+        _rows(rollout.max_sequences, responses),
+        prompt,
+        prompt + new,
+        text,
     )
 
 

@@ -31,10 +31,10 @@ from accord.model.loading import load_tokenizer, locate, read_config
 from accord.model.merging import has_virtual_tokens, method_of_folder
 from accord.model.roles import Roles
 from accord.recipes.family import check_family, reading_facts
-from accord.training.loop import seed_everything
 from accord.training.optim import check_optimizer
 from accord.training.parallel import Ranks
 from accord.training.schedule import find_schedule
+from accord.training.seeds import seed_everything
 from accord.training.stream import Stream
 from accord.types import Record
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 from accord.config import Recipe
 from accord.errors import AccordError
@@ -15,14 +16,18 @@ from accord.training.loop import Parts
 
 
 def device_of(recipe: Recipe) -> Device:
-    """The device that a run of the recipe would use here.
+    """The device that a run of the recipe would use here; under torchrun one of as many as there are ranks, and on CPU each
+    rank's part of this machine's memory.
 
     Raises:
         ConfigError: `placement.device` does not exist here.
     """
     device = choose_device(recipe.placement)
     cpu = device.type == "cpu"
-    return Device("cpu" if cpu else str(device), memory_bytes(device), cpu=cpu)
+    ranks, here = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if recipe.placement.type != "torchrun":
+        ranks = here = 1
+    return Device("cpu" if cpu else str(device), memory_bytes(device) // (here if cpu else 1), count=ranks, cpu=cpu)
 
 
 def foresee(recipe: Recipe, longest: int | None = None) -> Forecast | str:

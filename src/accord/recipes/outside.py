@@ -10,6 +10,7 @@ from accord.algorithms.rollouts import rollout_batch
 from accord.data import Encoder
 from accord.errors import DataError
 from accord.model.scorer import Scorer
+from accord.recipes.build import check_context
 from accord.types import Message, Rollout, Text
 
 Tokens: TypeAlias = Sequence[int]
@@ -31,6 +32,7 @@ def outside_rollouts(
 
     Raises:
         DataError: there are none, not equally many, or one that cannot be learnt from.
+        ConfigError: one is longer than the model reads.
     """
     if len(queries) != len(responses):
         raise DataError(
@@ -40,6 +42,8 @@ def outside_rollouts(
         raise DataError("step needs at least one response, and got none")
     pairs = list(zip(queries, responses, strict=True))
     rollouts = [_rollout(index, query, response, encoder, end) for index, (query, response) in enumerate(pairs)]
+    longest = max(len(rollout.prompt_ids) + len(rollout.response_ids) for rollout in rollouts)
+    check_context(scorer.roles, longest, "the length of queries and responses")
     logprobs_K = scorer.score(batch := rollout_batch(rollouts), ["old_logprobs_T"])["old_logprobs_T"][
         batch.target_mask_T
     ]

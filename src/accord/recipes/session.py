@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, overload
@@ -13,7 +13,7 @@ import yaml
 from accord.algorithms import Metrics
 from accord.config import PPORecipe, build, dump, load
 from accord.data import EncodedPrompt
-from accord.errors import AccordWarning, ConfigError, DataError, RewardError, RunError
+from accord.errors import AccordWarning, ConfigError, DataError, RewardError, RunError, TrainingError
 from accord.model.card import write_card
 from accord.model.device import choose_device
 from accord.model.export import save_policy_and_critic
@@ -26,10 +26,11 @@ from accord.rewards.protocol import checked_rewards, describe, with_scores
 from accord.rollout.collect import Collector
 from accord.training.disk import writing
 from accord.training.learner import Learner
-from accord.training.loop import learn, seed_everything
+from accord.training.loop import learn
 from accord.training.optim import MakeOptimizer
 from accord.training.run import changed_keys
 from accord.training.schedule import MakeScheduler
+from accord.training.seeds import generators_kept, seed_everything
 from accord.training.sources import lag_metric
 from accord.training.state import checkpoints, read_newest, write_checkpoint
 from accord.types import Rollout, Text
@@ -43,12 +44,19 @@ Scores: TypeAlias = Sequence[float | Sequence[float]]
 def _refuse_unread(recipe: PPORecipe) -> None:
     """Keys that a run reads and a session does not: taking them without a word would promise what does not happen."""
     unread = {
-        "rollout.dynamic_sampling": (recipe.rollout.dynamic_sampling, "leave rollouts out that teach nothing"),
         "push": (recipe.push, "`accord export FOLDER --push` what `save` wrote"),
+        "train.sinks": (recipe.train.sinks, "log what `step` returns"),
     }
     for key, (given, instead) in unread.items():
         if given:
             raise ConfigError(f"a session does not read {key} (given: {given}): {instead}")
+    if recipe.reward and recipe.critic.start != "reward":
+        names = ", ".join(term.label for term in recipe.reward)
+        warnings.warn(
+            f"a session does not ask `reward` ({names}): scores are what `step` is given", AccordWarning, stacklevel=3
+        )
+    for line in recipe.warnings():
+        warnings.warn(line, AccordWarning, stacklevel=3)
 
 
 class PPO:
@@ -128,6 +136,8 @@ class PPO:
         Raises:
             DataError: no prompts, or one that is longer than the recipe allows.
         """
+        if isinstance(prompts, str):
+            raise DataError(f"generate takes a list of prompts, and got one text: generate([{prompts[:40]!r}])")
         if not prompts:
             raise DataError("generate needs at least one prompt, and got none")
         if columns is not None and len(columns) != len(prompts):
@@ -181,6 +191,9 @@ class PPO:
             responses, scores = None, responses
         if scores is None:
             raise RewardError("step needs scores: step(rollouts, scores) or step(queries, responses, scores)")
+        if isinstance(scores, (str, Mapping)) or not (isinstance(scores, Iterable) or hasattr(scores, "tolist")):
+            raise RewardError(f"scores is a {type(scores).__name__}; step needs a list with a score for each response")
+        scores = scores if hasattr(scores, "tolist") else list(scores)
         rollouts = queries if responses is None else self._outside(queries, responses, scores, end)
         if not all(isinstance(rollout, Rollout) for rollout in rollouts):
             raise DataError(
@@ -191,24 +204,38 @@ class PPO:
                 f"{len(rollouts)} rollouts cannot be cut into {self.recipe.algorithm.minibatches} minibatches "
                 "(algorithm.minibatches)"
             )
-        values = checked_rewards("scores", list(scores), rollouts)
+        values = checked_rewards("scores", scores, rollouts)
         for index, value in enumerate(values):
             if value is None:
                 raise RewardError(
                     f"scores gave None for {describe(index, rollouts[index])}; step needs a number for each"
                 )
         scored = [with_scores(r, {"score": value}, {"score": 1.0}) for r, value in zip(rollouts, values, strict=True)]
-        seed_everything(self.recipe.seed, self.iteration)
-        _, metrics = learn(scored, self.algorithm, self.learner, self.scorer, self.recipe.seed, self.iteration)
+        metrics = self._learn(scored)
         metrics |= lag_metric(scored, self.iteration)
         self.iteration += 1
         self.engine.load(None, self.iteration)
         return metrics
 
+    def _learn(self, scored: list[Rollout]) -> Metrics:
+        """One iteration. The caller's random generators stay as they are; after an error before the first optimiser step, so does
+        the algorithm."""
+        before, steps = self.algorithm.state_dict(), self.learner.steps
+        with generators_kept():
+            seed_everything(self.recipe.seed, self.iteration)
+            try:
+                return learn(scored, self.algorithm, self.learner, self.scorer, self.recipe.seed, self.iteration)[1]
+            except TrainingError:
+                if self.learner.steps == steps:
+                    self.algorithm.load_state_dict(before)
+                raise
+
     def _outside(self, queries: Any, responses: Any, scores: Any, end: bool) -> list[Rollout]:
         counts = [len(given) for given in (queries, responses, scores)]
         if len(set(counts)) > 1:
             raise DataError("{} queries, {} responses and {} scores were given; step needs one of each".format(*counts))
+        if isinstance(queries, str) or isinstance(responses, str):
+            raise DataError("step takes a list of queries and a list of responses, and got one text")
         rollouts = outside_rollouts(queries, responses, self.encoder, self.scorer, end=end)
         return [replace(rollout, version=self.iteration) for rollout in rollouts]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import signal
 import time
 import warnings
@@ -13,13 +12,12 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Protocol
 
-import numpy
 import torch
 
 from accord.algorithms import Algorithm, Metrics
 from accord.batch import TokenBatch
 from accord.config import Recipe
-from accord.errors import AccordWarning, RunError, TrainingError
+from accord.errors import AccordWarning, ConfigError, RunError, TrainingError
 from accord.model.device import PeakMemory
 from accord.model.scorer import Scorer
 from accord.rollout.protocol import Engine
@@ -29,6 +27,7 @@ from accord.training.disk import writing
 from accord.training.evaluate import with_perplexity
 from accord.training.learner import Learner
 from accord.training.run import Run, RunDirectory, read_metrics
+from accord.training.seeds import seed_everything
 from accord.training.sinks import METRICS_FILE, Sink, open_sinks
 from accord.training.state import checkpoints, read_newest, steps_of, write_checkpoint
 from accord.training.stream import order_seed
@@ -39,6 +38,11 @@ class Source(Protocol):
 
     def collect(self, iteration: int, console: Console) -> tuple[list[Any], Metrics]:
         """Items of iteration `iteration` (from 0) and metrics of getting them."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data; see `Stream`."""
         ...
 
     def record(self, items: Sequence[Any], batch: TokenBatch, iteration: int, folder: Path) -> None:
@@ -107,6 +111,10 @@ def run_loop(
     console = Console(parts.kind, parts.iterations, quiet=quiet or not first_rank, log_every=recipe.train.log_every)
     facts = parts.facts if parts.begin is None else {**parts.facts, **_begin(parts.begin, console)}
     begun, notes = _restore(parts, directory) if resume else (0, [])
+    if resume and first_rank:
+        with writing("the recipe", directory.path):
+            directory.write_recipe()
+            directory.forget_rollouts(begun)
     config = recipe.model_dump(mode="json")
     sinks = open_sinks(recipe.train.sinks, directory.path, config, begun if resume else None) if first_rank else []
     start = {} if started is None else {"time/start": time.perf_counter() - started}
@@ -261,15 +269,6 @@ def average(steps: Sequence[Metrics]) -> Metrics:
     return row
 
 
-def seed_everything(seed: int, iteration: int = -1) -> None:
-    """Set every global generator from (seed, iteration), so that no generator's state has to be kept; -1 is before the
-    first iteration, when the models are made."""
-    number = int(numpy.random.SeedSequence((seed, iteration + 1)).generate_state(1)[0])
-    random.seed(number)
-    numpy.random.seed(number)
-    torch.manual_seed(number)
-
-
 def _due(every: int, iteration: int, total: int) -> bool:
     return iteration + 1 == total or (every > 0 and (iteration + 1) % every == 0)
 
@@ -283,7 +282,12 @@ def _log(metrics: Metrics, iteration: int, sinks: Sequence[Sink], console: Conso
 
 def _checkpoint(parts: Parts, directory: RunDirectory, iteration: int) -> None:
     learner = parts.learner
-    state = {"steps": learner.steps, "learner": learner.state_dict(), "algorithm": parts.algorithm.state_dict()}
+    state = {
+        "steps": learner.steps,
+        "learner": learner.state_dict(),
+        "algorithm": parts.algorithm.state_dict(),
+        "data": parts.source.fingerprint,
+    }
     write_checkpoint(directory.checkpoints, iteration, learner.tensors(), state, parts.recipe.train.keep)
 
 
@@ -293,6 +297,17 @@ def _restore(parts: Parts, directory: RunDirectory) -> tuple[int, list[str]]:
     notes = [f"{line}; falling back to the one before" for line in damaged]
     if checkpoint is None:
         return 0, ["no checkpoint was written yet, so the run starts from its beginning"]
+    if checkpoint.iteration > parts.iterations:
+        raise ConfigError(
+            f"the run in {directory.path} has done {checkpoint.iteration} iterations, and this recipe ends after "
+            f"{parts.iterations}: what was learnt is not taken back; give as many or more, or another `output`"
+        )
+    data = parts.source.fingerprint
+    if checkpoint.state.get("data", data) != data:
+        notes.append(
+            "the data is not what the run began with (as many rows, the same, in the same order): rows may be seen twice in "
+            "a pass, or not at all, and rows that were learnt may be held out"
+        )
     parts.learner.load_tensors(checkpoint.tensors, checkpoint.state["steps"], checkpoint.state.get("learner"))
     parts.algorithm.load_state_dict(checkpoint.state["algorithm"])
     if parts.engine is not None:

@@ -88,12 +88,24 @@ class RunDirectory:
             with writing("the recipe", self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
                 self._lock = self._take_lock()
-                _write_whole(self.path / CONFIG, dump(recipe))
-                _write_whole(self.path / ENVIRONMENT, json.dumps(environment(), indent=1))
+                if self._fresh:
+                    self.write_recipe()
         except RunError:
             self.close()
             raise
         remove_partial(self.checkpoints)
+
+    def write_recipe(self) -> None:
+        """Note by what the run is made, and where. A run that goes on writes it once it is sure that it does."""
+        _write_whole(self.path / CONFIG, dump(self.recipe))
+        _write_whole(self.path / ENVIRONMENT, json.dumps(environment(), indent=1))
+
+    def forget_rollouts(self, iterations: int) -> None:
+        """Remove the rollouts of iterations after so many: a run that goes on from there makes its own."""
+        for path in self.rollouts.glob("iteration-*.parquet"):
+            number = path.stem.removeprefix("iteration-")
+            if number.isdecimal() and int(number) > iterations:
+                path.unlink()
 
     def _take_lock(self) -> IO[str]:
         lock = (self.path / ".lock").open("w", encoding="utf-8")

@@ -46,6 +46,11 @@ class Examples(Generic[T]):
         items = self.ranks.share(self.arrange(self.stream.batch(iteration)))
         return items, {"time/data": time.perf_counter() - started}
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the data; see `Stream`."""
+        return self.stream.fingerprint
+
     def record(self, items: Sequence[T], batch: TokenBatch, iteration: int, folder: Path) -> None:
         """Examples are in the data already."""
 
@@ -96,6 +101,11 @@ class Rollouts:
             count = sum(part.reward_counts.get(name, 0) for part in parts)
             metrics[f"env/reward_count/{name}"] = float(self.ranks.sum(torch.tensor(float(count))))
         return rollouts, metrics | counts
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data; see `Stream`."""
+        return self.stream.fingerprint
 
     def _sample(self, numbered: Sequence[tuple[int, EncodedPrompt]], iteration: int, console: Console) -> Collection:
         numbers, prompts = [number for number, _ in numbered], [prompt for _, prompt in numbered]
@@ -155,6 +165,11 @@ class OnAndOffPolicy:
             items, metrics = self.rollouts.collect(iteration, console)
             return items, metrics | {"distill/on_policy": 1.0}
         return self.ranks.share(self.given.batch(iteration)), {"distill/on_policy": 0.0}
+
+    @property
+    def fingerprint(self) -> str:
+        """Of prompts and given responses."""
+        return f"{self.rollouts.fingerprint}, {self.given.fingerprint}"
 
     def record(self, items: Sequence[Rollout], batch: TokenBatch, iteration: int, folder: Path) -> None:
         """As `Rollouts` does."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from accord.training.disk import writing
 MANIFEST = "manifest.json"
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
+NAME = re.compile(r"step-\d{6,}")
+"""Of a checkpoint's folder; one that a person renamed is none, and is left alone."""
 PARTIAL = ".partial"
 """End of the name of a folder that a checkpoint is written to."""
 
@@ -88,7 +91,7 @@ def remove_partial(folder: Path) -> None:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    return sorted(path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and path.is_dir())
 
 
 def steps_of(path: Path) -> int | None:

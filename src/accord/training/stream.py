@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from accord.errors import ConfigError
 
 T = TypeVar("T")
+FINGERPRINTED = 500
+"""Items, at least, that tell one set from another."""
 
 
 def order_seed(seed: int, number: int) -> int:
@@ -40,6 +43,8 @@ class Stream(Generic[T]):
         if batch_size % ranks:
             raise ConfigError(f"train.batch_size ({batch_size}) must be a multiple of the number of ranks ({ranks})")
         self.length = None if epochs is None else max(ranks, round(epochs * len(items)) // ranks * ranks)
+        self.fingerprint = _fingerprint(items)
+        """Of the items as they were given: with others a run would not go on as it began."""
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
     @property
@@ -60,3 +65,9 @@ class Stream(Generic[T]):
             generator = torch.Generator().manual_seed(order_seed(self.seed, epoch))
             self._epoch, self._order = epoch, torch.randperm(len(self.items), generator=generator)
         return self.items[int(self._order[within])]
+
+
+def _fingerprint(items: Sequence[Any]) -> str:
+    """How many there are, and a hash of some of them, spread evenly."""
+    shown = items[:: max(1, len(items) // FINGERPRINTED)]
+    return f"{len(items)} {hashlib.sha256(repr(shown).encode()).hexdigest()[:16]}"
