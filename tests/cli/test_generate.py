@@ -200,3 +200,19 @@ def test_rewards_get_the_columns_of_the_prompts(finished, tmp_path: Path):
 def test_a_choice_that_cannot_be_made_is_refused_before_a_model_is_loaded(words, said, capsys):
     assert main(["generate", "/no/model", "--prompt", "a film", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_template_for_a_model_without_one(base, tmp_path: Path, capsys):
+    words = ["generate", str(base), "--chat", "--prompt", "a film", "--max-new-tokens", "2"]
+    assert main(words) == 1
+    assert "--chat-template of accord generate" in capsys.readouterr().err
+    out = tmp_path / "out.jsonl"
+    assert main([*words, "--chat-template", "transcript", "--output", str(out)]) == 0
+    assert rows_of(out)[0]["prompt"].endswith("\n\nHuman: a film\n\nAssistant:")
+
+
+def test_a_bad_row_gets_advice_that_can_be_followed(base, tmp_path: Path, capsys):
+    file = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a"}, {"prompt": ""}])
+    assert main(["generate", str(base), "--prompts", file]) == 1
+    error = capsys.readouterr().err
+    assert "rows.jsonl:2" in error and "Mend them" in error and "on_bad_row" not in error

@@ -65,6 +65,13 @@ def test_resume_writes_over_nothing_that_is_no_run(tmp_path: Path):
     assert [path.name for path in folder.rglob("*")] == ["model", "thesis.tex"]
 
 
+def test_a_folder_that_cannot_be_made(tmp_path: Path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(RunError, match=f"output {tmp_path}/run/below cannot be made: Not a directory") as caught:
+        RunDirectory(ppo(tmp_path, output=str(tmp_path / "run" / "below")), resume=False)
+    assert "--resume" not in str(caught.value)
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_run_killed_while_it_began_stands_in_nobodys_way(resume, tmp_path: Path):
     (tmp_path / "run").mkdir()

@@ -40,7 +40,7 @@ def run(command: str, words: list[str]) -> int:
     from accord.rollout.select import best_of, best_of_kl_bound
 
     rollouts = generate(
-        ModelConfig(path=options.model),
+        ModelConfig(path=options.model, chat_template=options.chat_template),
         _prompts(options),
         GenerateOptions(
             samples=options.samples if options.best_of is None else options.best_of,
@@ -96,7 +96,7 @@ def _prompts(options: argparse.Namespace) -> list[Any]:
 
     prompts = [Prompt(text) for text in options.prompt]
     if options.prompts is not None:
-        loaded = read_records(DataConfig(path=options.prompts, limit=options.limit), want=Prompt)
+        loaded = read_records(DataConfig(path=options.prompts, limit=options.limit), want=Prompt, go_on="")
         prompts += [record for record in loaded.records if isinstance(record, Prompt)]
     if options.chat:
         prompts = [
@@ -149,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--chat", action="store_true", help="send each --prompt as a user's turn through the chat template"
     )
+    parser.add_argument("--chat-template", help="for a model without one: chatml, transcript, or a jinja file")
     parser.add_argument("--samples", type=int, default=1, help="responses to each prompt (default: 1)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="longest response (default: 128)")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token (default: 1)")

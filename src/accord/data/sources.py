@@ -85,8 +85,14 @@ def refuse_split(path: str, split: str) -> None:
         )
 
 
-def stop_on(rejections: Sequence[Rejection], path: str, rows: int, cure: str = "Mend them", shown: int = 10) -> None:
-    """Refuse to run with bad rows; `cure` says what to do about them.
+GO_ON = ", or go on without them: data.on_bad_row: skip"
+"""Another way than mending bad rows, for who has a recipe to write it into."""
+
+
+def stop_on(
+    rejections: Sequence[Rejection], path: str, rows: int, cure: str = "Mend them", shown: int = 10, go_on: str = GO_ON
+) -> None:
+    """Refuse to run with bad rows; `cure` says what to do about them, and `go_on` how to leave them out.
 
     Raises:
         DataError: there are any; the first few are listed with origin and reason.
@@ -97,8 +103,7 @@ def stop_on(rejections: Sequence[Rejection], path: str, rows: int, cure: str = "
     if len(rejections) > shown:
         lines.append(f"  - and {len(rejections) - shown} more")
     raise DataError(
-        f"{len(rejections)} of {rows} rows of {path} cannot be used:\n" + "\n".join(lines) + "\n"
-        f"{cure}, or go on without them: data.on_bad_row: skip"
+        f"{len(rejections)} of {rows} rows of {path} cannot be used:\n" + "\n".join(lines) + f"\n{cure}{go_on}"
     )
 
 

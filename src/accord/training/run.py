@@ -85,8 +85,11 @@ class RunDirectory:
         if resume and used:
             refuse_changed(self.path, recipe)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # nothing is there to go on from, so not what `writing` says
+            raise RunError(f"output {self.path} cannot be made: {error.strerror}: {error.filename}") from error
+        try:
             with writing("the recipe", self.path):
-                self.path.mkdir(parents=True, exist_ok=True)
                 self._lock = self._take_lock()
                 if self._fresh:
                     self.write_recipe()
