@@ -352,3 +352,35 @@ def test_a_constant_rate_has_no_end(least):
     )
     assert build(SFTRecipe, least, {"train": {"schedule": "constant", "min_learning_rate": 0.1}})
     assert build(SFTRecipe, least, {"train": {"schedule": "linear", "min_learning_rate": 0.0}})
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rollout.stop", "User:"], 'rollout.stop: this is a list: write ["User:"]'),
+        (["--train.sinks", "wandb"], 'train.sinks: this is a list: write ["wandb"]'),
+    ],
+)
+def test_one_thing_in_the_place_of_a_list_is_told_how_to_be_one(words, message, least):
+    assert message in fault(PPORecipe, least, parse_overrides(words))
+    values = [words[0], message.partition("write ")[2]]
+    assert build(PPORecipe, least, parse_overrides(values))  # it can be followed
+
+
+def test_words_that_yaml_takes_for_truth_values(least):
+    said = fault(RECIPES["csft"], least, parse_overrides(["--algorithm.labels", "[no, yes]"]))
+    assert "YAML reads yes, no, on and off as truth values" in said
+    labels = parse_overrides(["--algorithm.labels", "['no', 'yes']"])
+    assert build(RECIPES["csft"], least, labels).algorithm.labels == ("no", "yes")
+
+
+def test_a_folder_may_be_called_like_a_date(least, tmp_path: Path):
+    assert build(SFTRecipe, least, parse_overrides(["--output", "2024-01-01"])).output == "2024-01-01"
+    (tmp_path / "x.yaml").write_text("output: 2024-01-01\n")
+    recipe = build(SFTRecipe, least, load(tmp_path / "x.yaml"))
+    assert recipe.output == "2024-01-01" and yaml.safe_load(dump(recipe))["output"] == "2024-01-01"
+
+
+def test_two_columns_cannot_become_one(least):
+    said = fault(SFTRecipe, least, {"data": {"columns": {"a": "prompt", "b": "prompt", "c": "completion"}}})
+    assert "a, b are all to become `prompt`" in said

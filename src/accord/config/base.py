@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -44,7 +45,13 @@ class _Twice(yaml.MarkedYAMLError):
 
 
 class _OneOfEach(yaml.SafeLoader):
-    """YAML in which a key that is given twice is an error: all but the last would be dropped without a word."""
+    """YAML in which a key that is given twice is an error: all but the last would be dropped without a word. What looks like a
+    date stays text: no option is a date, and a folder may be called like one."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own name and kind of table
+        first: [rule for rule in rules if rule[0] != "tag:yaml.org,2002:timestamp"]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -249,7 +256,12 @@ def _explain(recipe: type[Section], detail: ErrorDetails) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] in ("missing", "value_error"):
         return f"{where}: {message}" if detail["type"] == "value_error" else f"{where}: {message}; it has no default"
-    return f"{where}: {message} (given: {detail['input']!r})"
+    given = detail["input"]
+    if detail["type"] == "tuple_type" and isinstance(given, (str, int, float)):
+        message = f"this is a list: write {json.dumps([given], ensure_ascii=False)}, in quotes for a shell"
+    if detail["type"] == "string_type" and isinstance(given, bool):
+        message += "; YAML reads yes, no, on and off as truth values, so put them in quotes"
+    return f"{where}: {message} (given: {given!r})"
 
 
 def tag_of(section: type[Section]) -> str | None:

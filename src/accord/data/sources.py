@@ -125,7 +125,7 @@ def _find(path: str, split: str) -> Iterator[Found]:
 
 
 def _looks_local(path: str) -> bool:
-    has_suffix = _kind(Path(path)) in _READERS or path.endswith((".gz", ".csv"))
+    has_suffix = _kind(Path(path)) in _READERS or path.lower().endswith((".gz", ".csv"))
     return has_suffix or path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path
 
 
@@ -140,8 +140,7 @@ def _nearest(file: Path) -> str:
 
 def _kind(file: Path) -> str:
     """`.jsonl` for both `a.jsonl` and `a.jsonl.gz`."""
-    name = Path(file.name.removesuffix(".gz"))
-    return name.suffix.lower()
+    return Path(file.name.lower().removesuffix(".gz")).suffix
 
 
 def _from_file(file: Path) -> Iterator[Found]:
@@ -152,7 +151,7 @@ def _from_file(file: Path) -> Iterator[Found]:
 
 
 def _open(file: Path) -> IO[bytes]:
-    return gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")  # type: ignore[return-value]
+    return gzip.open(file, "rb") if file.suffix.lower() == ".gz" else file.open("rb")  # type: ignore[return-value]
 
 
 def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
@@ -178,7 +177,7 @@ def _parse_line(origin: str, line: bytes) -> Found:
     except UnicodeDecodeError as error:
         return Rejection(origin, f"is not UTF-8 text ({error.reason} at byte {error.start})")
     except json.JSONDecodeError as error:
-        return Rejection(origin, f"is not valid JSON: {error.msg} at column {error.colno}")
+        return Rejection(origin, f"is not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}")
     except (ValueError, RecursionError) as error:
         return Rejection(origin, f"is not usable JSON: {_unusable(error)}")
 
