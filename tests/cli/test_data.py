@@ -18,6 +18,13 @@ def test_a_good_file(tmp_path: Path, capsys):
     assert "preference" in out and "12 rows" in out and "accord reward" in out
 
 
+def test_the_command_it_names_can_be_pasted(tmp_path: Path, capsys):
+    (tmp_path / "my data").mkdir()
+    path = write_rows(tmp_path / "my data" / "pairs.jsonl", pairs())
+    assert main(["data", "check", path]) == 0
+    assert f"--data.path '{path}'" in capsys.readouterr().out.replace("\n", "")
+
+
 def test_a_bad_row(tmp_path: Path, capsys):
     rows = [*completions(3), {"prompt": "a", "completion": ""}]
     assert main(["data", "check", write_rows(tmp_path / "rows.jsonl", rows)]) == 1

@@ -49,6 +49,8 @@ def test_the_file_says_what_it_is(folder, tmp_path, capsys):
     file.write_text(recipe + "output: runs/grpo\n")
     assert main(["forecast", str(file), "--rollout.samples", "4", "--device", "A100-80GB"]) == 0
     assert capsys.readouterr().out.startswith("grpo")
+    file.write_text(recipe.replace("r.py:f", "[{function: r.py:f}]") + "output: runs/grpo\n")
+    assert main(["forecast", str(file), "--reward.0.weight", "2", "--device", "A100-80GB"]) == 0
     assert main(["forecast", "ppo", str(file)]) == 2
     assert "the recipe is for `accord grpo` (algorithm.type), and the command is `ppo`" in capsys.readouterr().err
 

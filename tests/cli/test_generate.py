@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -68,12 +70,54 @@ def test_an_output_that_is_no_file_is_refused_before_anything_is_sampled(base, t
     assert (tmp_path / "file").read_text() == "kept"
 
 
+def test_a_file_that_is_there_is_not_written_over(base, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setattr("accord.recipes.generate.generate", lambda *_, **__: pytest.fail("something was sampled"))
+    file = write_rows(tmp_path / "prompts.jsonl", prompts())
+    before = Path(file).read_bytes()
+    assert main(["generate", str(base), "--prompts", file, "--output", file]) == 2
+    assert f"--output {file} is there already" in capsys.readouterr().err and Path(file).read_bytes() == before
+
+
+def test_responses_that_can_no_longer_be_written_are_printed(base, tmp_path: Path, capsys, monkeypatch):
+    """Somebody else makes the file while we sample."""
+    out = tmp_path / "out.jsonl"
+    told = Rollout((1,), (2,), (-0.5,), "stop", "p", "r")
+
+    def meanwhile(*_, **__):
+        out.write_text("theirs")
+        return [told]
+
+    monkeypatch.setattr("accord.recipes.generate.generate", meanwhile)
+    assert main(["generate", str(base), "--prompt", "a", "--output", str(out)]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == _row(told) and "printed instead" in captured.err
+    assert out.read_text() == "theirs"
+
+
+def test_a_pipe_may_be_there_already(base, tmp_path: Path, monkeypatch):
+    told = Rollout((1,), (2,), (-0.5,), "stop", "p", "r")
+    monkeypatch.setattr("accord.recipes.generate.generate", lambda *_, **__: [told])
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit((tmp_path / "pipe").read_text)
+        assert main(["generate", str(base), "--prompt", "a", "--output", str(tmp_path / "pipe")]) == 0
+        assert json.loads(read.result(timeout=10)) == _row(told)
+    assert (tmp_path / "pipe").exists()
+
+
 def test_to_the_screen(base, capsys):
     assert main(["generate", str(base), "--prompt", "the film was", "--max-new-tokens", "3"]) == 0
     assert capsys.readouterr().out.startswith("the film was")
 
 
-@pytest.mark.parametrize(("words", "message"), [([], "nothing to answer"), (["--prompt", "a", "--chat"], "template")])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nothing to answer"),
+        (["--prompt", "a", "--limit", "3"], "--limit counts rows of --prompts"),
+        (["--prompt", "a", "--chat"], "template"),
+    ],
+)
 def test_what_cannot_be_answered(words, message, base, capsys):
     assert main(["generate", str(base), *words]) != 0
     assert message in capsys.readouterr().err
@@ -156,3 +200,19 @@ def test_rewards_get_the_columns_of_the_prompts(finished, tmp_path: Path):
 def test_a_choice_that_cannot_be_made_is_refused_before_a_model_is_loaded(words, said, capsys):
     assert main(["generate", "/no/model", "--prompt", "a film", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_template_for_a_model_without_one(base, tmp_path: Path, capsys):
+    words = ["generate", str(base), "--chat", "--prompt", "a film", "--max-new-tokens", "2"]
+    assert main(words) == 1
+    assert "--chat-template of accord generate" in capsys.readouterr().err
+    out = tmp_path / "out.jsonl"
+    assert main([*words, "--chat-template", "transcript", "--output", str(out)]) == 0
+    assert rows_of(out)[0]["prompt"].endswith("\n\nHuman: a film\n\nAssistant:")
+
+
+def test_a_bad_row_gets_advice_that_can_be_followed(base, tmp_path: Path, capsys):
+    file = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a"}, {"prompt": ""}])
+    assert main(["generate", str(base), "--prompts", file]) == 1
+    error = capsys.readouterr().err
+    assert "rows.jsonl:2" in error and "Mend them" in error and "on_bad_row" not in error

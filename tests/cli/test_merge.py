@@ -10,6 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from accord.cli import main
+from accord.errors import RunError
+from accord.model.merging import merge
+from recipes.tiny_runs import run
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -42,3 +45,28 @@ def test_a_file_in_the_way_is_refused(finished, tmp_path: Path, capsys):
 def test_what_is_not_an_adapter(base, tmp_path: Path, capsys):
     assert main(["merge", str(base), str(tmp_path / "merged")]) == 1
     assert str(base) in capsys.readouterr().err and not (tmp_path / "merged").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_known_before_anything_is_loaded(finished, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setattr("accord.model.merging.load_weights", lambda *_, **__: pytest.fail("weights were loaded"))
+    (tmp_path / "thesis.tex").write_text("mine")
+    below = tmp_path / "thesis.tex" / "merged"
+    assert main(["merge", str(finished / "model"), str(below)]) == 2
+    assert f"OUTPUT {below} cannot be written" in capsys.readouterr().err
+    assert main(["export", str(finished / "model"), "--merge", str(below)]) == 2
+    assert f"--merge {below} cannot be written" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_is_said(finished, tmp_path: Path, capsys):
+    """safetensors raises an error of its own, which is no OSError; here for want of a folder that files can be made in."""
+    with pytest.raises(RunError, match=r"could not be written to /proc.*is as it was"):
+        merge(finished / "model", Path("/proc"), torch.float32)
+
+
+def test_it_says_what_takes_the_model(base, tmp_path: Path, capsys):
+    reward = run("reward", base, tmp_path / "a reward").model
+    assert main(["merge", str(reward), str(tmp_path / "a reward" / "merged")]) == 0
+    assert f"use it: --reward '{tmp_path}/a reward/merged'" in capsys.readouterr().out
+    classifier = run("classify", base, tmp_path / "classify").model
+    assert main(["merge", str(classifier), str(tmp_path / "classes")]) == 0
+    assert f"use it: see {tmp_path}/classes/README.md" in capsys.readouterr().out

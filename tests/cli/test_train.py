@@ -66,7 +66,7 @@ def test_dry_run_writes_nothing_and_loads_no_weights(file, tmp_path: Path, capsy
     assert main(["ppo", file, "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == before
-    assert "6 of 6 rows can be used (prompt)" in out and f"would write to {tmp_path}/run" in out
+    assert "6 of 6 rows (prompt)" in out and f"would write to {tmp_path}/run" in out
     resolved = yaml.safe_load("\n".join(line for line in out.splitlines() if not line.startswith("#")))
     assert resolved["critic"]["source"] == "adapter" and resolved["train"]["iterations"] == 2
 
@@ -87,6 +87,15 @@ def test_resume_needs_the_output_alone(file, tmp_path: Path, capsys):
     assert "resumed after iteration 2 of 3" in capsys.readouterr().out
     assert len(read_metrics(tmp_path / "run")) == 3
     assert read_saved(tmp_path / "run")["train"]["iterations"] == 3
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_resume_of_a_run_that_is_not_there(dry, file, tmp_path: Path, capsys):
+    assert main(["ppo", "--output", f"{tmp_path}/nope", "--resume", "--train.iterations", "3", *dry]) == 2
+    assert f"no run to go on with in {tmp_path}/nope" in capsys.readouterr().err
+    assert main(["ppo", "--resume", *dry]) == 2
+    assert "give it, such as --output runs/ppo" in capsys.readouterr().err
+    assert not (tmp_path / "nope").exists()
 
 
 def test_the_rehearsal_of_a_resumed_run(file, tmp_path: Path, capsys):

@@ -2,11 +2,23 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
-from accord.config import METHODS, RECIPES, PPORecipe, SFTRecipe, build, dump, load, merge, parse_overrides
+from accord.config import (
+    METHODS,
+    RECIPES,
+    DPORecipe,
+    PPORecipe,
+    SFTRecipe,
+    build,
+    dump,
+    load,
+    merge,
+    parse_overrides,
+)
 from accord.config.base import sections_in
 from accord.errors import ConfigError
 
@@ -113,6 +125,22 @@ def test_a_list_can_be_begun_and_continued(least):
     assert [(term.model, term.weight) for term in begun.reward] == [("a", 2.0)]
     more = build(PPORecipe, least | {"reward": [{"model": "a"}]}, parse_overrides(["--reward.1.function", "f.py:g"]))
     assert [(term.model, term.function) for term in more.reward] == [("a", None), (None, "f.py:g")]
+
+
+def test_the_keys_of_a_single_reward_are_those_of_entry_0(least):
+    file = least | {"reward": {"function": "f.py:g"}}
+    (term,) = build(PPORecipe, file, parse_overrides(["--reward.0.weight", "2"])).reward
+    assert (term.function, term.weight) == ("f.py:g", 2)
+    (term,) = build(PPORecipe, file, parse_overrides(["--reward.weight", "2"])).reward
+    assert (term.function, term.weight) == ("f.py:g", 2)
+    message = fault(PPORecipe, least | {"reward": "f.py:g"}, parse_overrides(["--reward.0.weight", "2"]))
+    assert "entry 0 of `reward` is 'f.py:g', which has no keys to change" in message
+
+
+@pytest.mark.parametrize("before", [{"function": "f.py:g", "weight": 2}, [{"function": "f.py:g"}, "a/m"], "a/m"])
+def test_a_whole_reward_takes_the_place_of_the_files(before, least):
+    (term,) = build(PPORecipe, least | {"reward": before}, parse_overrides(["--reward", "{length: 5}"])).reward
+    assert (term.kind, term.weight) == ("length", 1)
 
 
 def test_rewards_add_up(least):
@@ -266,3 +294,93 @@ def test_config_and_errors_import_no_torch():
     code = f"import accord.config, sys; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key", "first"),
+    [
+        ("train:\n  steps: 5\n\ntrain:\n  batch_size: 2\n", 4, "train", 1),
+        ("train:\n  steps: 5\n  batch_size: 2\n  steps: 6\n", 4, "steps", 2),
+        ("train: {steps: 5, steps: 5}\n", 1, "steps", 1),
+        ("reward:\n- model: a\n  'model': b\n", 3, "model", 2),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused(text, line, key, first, tmp_path: Path):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(
+        ConfigError, match=rf"x.yaml, line {line}: the key `{key}` is given twice, first in line {first}"
+    ):
+        load(tmp_path / "x.yaml")
+
+
+def test_so_it_is_on_the_command_line():
+    with pytest.raises(ConfigError, match="the key `r` is given twice"):
+        parse_overrides(["--adapter", "{r: 4, r: 8}"])
+
+
+def test_what_a_key_merges_may_be_given_anew(tmp_path: Path):
+    """YAML's `<<` is there to be overridden, also by way of two."""
+    text = "a: {b: &b {<<: &c {r: 1, s: 2}, r: 3}}\nd: {<<: *b, s: 4}\n"
+    (tmp_path / "x.yaml").write_text(text)
+    assert load(tmp_path / "x.yaml") == {"a": {"b": {"r": 3, "s": 2}}, "d": {"r": 3, "s": 4}}
+
+
+IDLE = {
+    "algorithm.f_alpha: 0.3": (DPORecipe, {"f_alpha": 0.3}, {"f_divergence": "alpha"}),
+    "algorithm.discopop_tau: 0.1": (DPORecipe, {"discopop_tau": 0.1}, {"loss": "discopop"}),
+    "algorithm.kl.horizon: 7": (PPORecipe, {"kl": {"horizon": 7, "target": None}}, {"kl": {"target": 1.0}}),
+    "algorithm.correction_cap: 3": (PPORecipe, {"correction_cap": 3.0}, {"correction": "truncate"}),
+    "algorithm.correction_level: sequence": (PPORecipe, {"correction_level": "sequence"}, {"correction": "mask"}),
+}
+"""Options that do nothing where they stand, and what would give them something to do."""
+
+
+@pytest.mark.parametrize("told", IDLE)
+def test_options_that_do_nothing_are_refused(told, least):
+    recipe, idle, used = IDLE[told]
+    where, _, key = told.partition(":")[0].rpartition(".")
+    message = fault(recipe, least, {"algorithm": idle})
+    assert where in message and f"{key}: {told.partition(': ')[2]}" in message and "does nothing" in message
+    made = build(recipe, least, {"algorithm": idle}, {"algorithm": used})
+    assert build(recipe, yaml.safe_load(dump(made))) == made
+    assert build(recipe, yaml.safe_load(dump(build(recipe, least))))  # the default may stand
+
+
+def test_a_constant_rate_has_no_end(least):
+    assert "min_learning_rate: 0.0 does nothing" in fault(
+        SFTRecipe, least, {"train": {"schedule": "constant", "min_learning_rate": 0.0}}
+    )
+    assert build(SFTRecipe, least, {"train": {"schedule": "constant", "min_learning_rate": 0.1}})
+    assert build(SFTRecipe, least, {"train": {"schedule": "linear", "min_learning_rate": 0.0}})
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rollout.stop", "User:"], 'rollout.stop: this is a list: write ["User:"]'),
+        (["--train.sinks", "wandb"], 'train.sinks: this is a list: write ["wandb"]'),
+    ],
+)
+def test_one_thing_in_the_place_of_a_list_is_told_how_to_be_one(words, message, least):
+    assert message in fault(PPORecipe, least, parse_overrides(words))
+    values = [words[0], message.partition("write ")[2]]
+    assert build(PPORecipe, least, parse_overrides(values))  # it can be followed
+
+
+def test_words_that_yaml_takes_for_truth_values(least):
+    said = fault(RECIPES["csft"], least, parse_overrides(["--algorithm.labels", "[no, yes]"]))
+    assert "YAML reads yes, no, on and off as truth values" in said
+    labels = parse_overrides(["--algorithm.labels", "['no', 'yes']"])
+    assert build(RECIPES["csft"], least, labels).algorithm.labels == ("no", "yes")
+
+
+def test_a_folder_may_be_called_like_a_date(least, tmp_path: Path):
+    assert build(SFTRecipe, least, parse_overrides(["--output", "2024-01-01"])).output == "2024-01-01"
+    (tmp_path / "x.yaml").write_text("output: 2024-01-01\n")
+    recipe = build(SFTRecipe, least, load(tmp_path / "x.yaml"))
+    assert recipe.output == "2024-01-01" and yaml.safe_load(dump(recipe))["output"] == "2024-01-01"
+
+
+def test_two_columns_cannot_become_one(least):
+    said = fault(SFTRecipe, least, {"data": {"columns": {"a": "prompt", "b": "prompt", "c": "completion"}}})
+    assert "a, b are all to become `prompt`" in said

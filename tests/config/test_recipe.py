@@ -144,3 +144,12 @@ def test_keys_that_would_do_nothing_are_refused(least, name):
 def test_a_resolved_recipe_with_all_its_keys_can_be_read_again(least, name):
     recipe = build(RECIPES[name], least | ({"teacher": "t"} if name == "distill" else {}))
     assert build(RECIPES[name], yaml.safe_load(dump(recipe))) == recipe
+
+
+def test_output_is_a_folder_of_its_own(least, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert build(SFTRecipe, least | {"output": "~/runs/x"}).output == "/home/me/runs/x"
+    assert build(SFTRecipe, least | {"output": "runs/~x"}).output == "runs/~x"
+    for output, message in ((" ", "a folder of its own"), ("~nobody_of_this_name/x", "home folder")):
+        with pytest.raises(ConfigError, match=message):
+            build(SFTRecipe, least | {"output": output})

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+
 import pytest
 from transformers import GenerationConfig
 
@@ -236,3 +239,20 @@ def test_real_transcripts_learn_exactly_the_answers(chat_encoder, shared):
     for pair in read_records(config).records:
         (learnt,) = target_runs(encoder, encoder.encode_example(pair.prompt, pair.chosen))
         assert learnt == f" {pair.chosen[-1].content}</s>"
+
+
+def test_a_template_that_is_no_jinja_is_known_at_once(tokenizer, tmp_path: Path):
+    file = tmp_path / "broken.jinja"
+    file.write_text("{% for message in messages %}\n{{ message['content'] }\n{% endfor %}")
+    with pytest.raises(ModelError, match=r"broken.jinja, line 2, is no jinja: "):
+        set_chat_template(copy.deepcopy(tokenizer), str(file))
+
+
+def test_a_template_may_refuse_a_single_turn(tokenizer, tmp_path: Path):
+    file = tmp_path / "strict.jinja"
+    file.write_text(
+        "{{ raise_exception('begin with a system turn') if messages[0]['role'] != 'system' }}{% generation %}{% endgeneration %}"
+    )
+    given = copy.deepcopy(tokenizer)
+    set_chat_template(given, str(file))
+    assert given.chat_template == file.read_text()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -9,7 +10,7 @@ from accord.config import RECIPES
 from accord.data.chat import set_chat_template
 from accord.data.check import FEEDS, check, render
 from accord.data.formats import FORMATS
-from accord.errors import DataError
+from accord.errors import ConfigError, DataError
 
 PAIRS = [
     {"prompt": "aa", "chosen": "b" * n, "rejected": "[red]c", "source": "s"} if n else {"prompt": "aa", "chosen": "x"}
@@ -64,7 +65,10 @@ def test_page_says_what_to_run_and_what_to_mend(write):
     assert f"accord reward --data.path {path}" in page
     assert "rows.jsonl:1" in page and "`rejected` is missing" in page and "--data.on_bad_row skip" in page
     assert "[red]c" in page  # text of a row is never taken for markup
-    good = rendered(check(write([{"text": "x" * 999}], "test.jsonl"), split="test"))
+    file = write([{"text": "x" * 999}], "test.jsonl")
+    with pytest.raises(ConfigError, match=r"data.split: test is of a dataset folder"):
+        check(file, split="test")
+    good = rendered(check(str(Path(file).parent), split="test"))
     assert "all usable" in good and "What to do" not in good and "…" in good and "--data.split test" in good
 
 

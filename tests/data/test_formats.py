@@ -8,7 +8,7 @@ import pytest
 from accord.config.data import DataConfig
 from accord.data.formats import FORMATS, convert_row, detect, read_records
 from accord.data.sources import Rejection, Row
-from accord.errors import DataError
+from accord.errors import ConfigError, DataError
 from accord.types import Example, LabelledResponse, Message, PreferencePair, Prompt
 
 USER, REPLY, OTHER = Message("user", "Hi"), Message("assistant", "Hello"), Message("assistant", "Go away")
@@ -267,3 +267,13 @@ def test_real_transcripts(shared):
 def test_real_relatives(shared, file, format, rows):
     loaded = read_records(DataConfig(path=str(shared / file)))
     assert (loaded.format, len(loaded.records), loaded.rejections) == (format, rows, [])
+
+
+def test_a_file_has_no_splits(tmp_path):
+    for name in ("a", "held_out"):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "one"}\n')
+    path = str(tmp_path / "a.jsonl")
+    with pytest.raises(ConfigError, match=r"data.split: test is of a dataset folder .* is one file"):
+        read_records(DataConfig(path=path, split="test"))
+    beside = DataConfig(path="some/dataset", split="test")
+    assert len(read_records(beside, str(tmp_path / "held_out.jsonl")).records) == 1

@@ -71,6 +71,9 @@ def test_json_array_and_json_that_is_lines(tmp_path):
 
 def test_text_documents_between_blank_lines(tmp_path):
     (tmp_path / "a.txt").write_text("one\ntwo\n\n\nthree\n")
+    (tmp_path / "windows").mkdir()
+    (tmp_path / "windows" / "a.txt").write_bytes(b"one\r\ntwo\r\n\r\n\r\nthree\r\n")
+    assert read_rows(str(tmp_path / "windows" / "a.txt")) == read_rows(str(tmp_path / "a.txt"))
     assert read_rows(str(tmp_path / "a.txt"))[0] == [
         Row("a.txt:1", {"text": "one\ntwo"}),
         Row("a.txt:5", {"text": "three"}),
@@ -163,3 +166,16 @@ def test_import_is_light():
     heavy = "{'torch', 'transformers', 'datasets', 'pyarrow'}"
     code = f"import accord.data, accord.data.formats, sys; assert not {heavy} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
+
+
+def test_endings_in_capitals(tmp_path):
+    with gzip.open(tmp_path / "A.JSONL.GZ", "wb") as file:
+        file.write(b'{"text": "one"}\n')
+    assert [row.values for row in read_rows(str(tmp_path / "A.JSONL.GZ"))[0]] == [{"text": "one"}]
+
+
+def test_a_string_without_an_end_is_told_in_plain_words(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one}')
+    assert read_rows(str(tmp_path / "a.jsonl"))[1][0].reason == (
+        "is not valid JSON: Unterminated string starting at column 10"
+    )

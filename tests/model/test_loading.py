@@ -203,3 +203,19 @@ def test_models_that_would_mix_packed_sequences_are_read_in_rows(config, tmp_pat
 def test_what_is_a_scorer(model_folder, policy_adapter: Path, reward_adapter: Path, reward_model: Path) -> None:
     paths = {model_folder("llama"): False, policy_adapter: False, reward_adapter: True, reward_model: True}
     assert {path: is_scorer(locate(str(path))) for path in paths} == paths
+
+
+def test_a_base_that_was_moved_is_named(tmp_path: Path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "base2").mkdir()
+    config = tmp_path / "adapter" / "adapter_config.json"
+    for base in (str(tmp_path / "base"), "./nowhere/base", "a/b/c", "~/nowhere/base"):
+        config.write_text(json.dumps({"base_model_name_or_path": base}))
+        with pytest.raises(ModelError, match=f"base of the adapter {tmp_path}/adapter is gone: there is no {base}"):
+            locate(str(tmp_path / "adapter"))
+    config.write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "base")}))
+    with pytest.raises(ModelError, match=f"did you mean {tmp_path}/base2"):
+        locate(str(tmp_path / "adapter"))
+    for base in ("gpt2", "some-one/some-model", str(tmp_path / "base2")):
+        config.write_text(json.dumps({"base_model_name_or_path": base}))
+        assert locate(str(tmp_path / "adapter")).base == base

@@ -78,9 +78,51 @@ def test_an_adapter_on_a_local_base_is_told(model_folder, make_roles, tmp_path: 
     assert file.is_file()
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda whole: whole[: len(whole) // 2], ""),
+        (lambda whole: whole[:-1], ""),
+        (lambda whole: b"", ""),
+        (lambda whole: POINTER, "fetch that with `git lfs pull`"),
+    ],
+    ids=["half", "one byte less", "empty", "pointer"],
+)
+def test_files_that_are_cut_are_not_whole(name, broken, message, own_folder: Path) -> None:
+    check_folder(own_folder)
+    (own_folder / name).write_bytes(broken((own_folder / name).read_bytes().rstrip()))
+    with pytest.raises(ModelError, match=rf"is not a whole model: {name}.*{message}"):
+        check_folder(own_folder)
+
+
+def test_an_adapter_s_files_that_are_cut(model_folder, make_roles, tmp_path: Path) -> None:
+    roles = make_roles(model_folder("llama"), LoraConfig(r=2))
+    roles.add_policy()
+    save_policy(roles, tmp_path / "model")
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        file = tmp_path / "model" / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-20])
+        with pytest.raises(ModelError, match=f"is not a whole model: {name}"):
+            check_folder(tmp_path / "model")
+        file.write_bytes(whole)
+    check_folder(tmp_path / "model")
+
+
+def test_a_shard_without_what_the_index_promises(own_folder: Path) -> None:
+    index = own_folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
+    with pytest.raises(ModelError, match=r"model\.safetensors lacks a, which"):
+        check_folder(own_folder)
+
+
 def test_what_is_not_whole_is_not_pushed(hub: Hub, own_folder: Path) -> None:
     index = own_folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-00002.safetensors"}}))
+    index.write_text(json.dumps({"weight_map": {"b": "model-00002.safetensors"}}))
     with pytest.raises(
         ModelError, match=r"model-00002.safetensors is missing, which model.safetensors.index.json names"
     ):

@@ -13,7 +13,7 @@ import accord
 from accord.config import LoraConfig, ModelConfig, RewardTerm
 from accord.errors import ConfigError, ModelError
 from accord.model.roles import Roles
-from accord.recipes.generate import GenerateOptions
+from accord.recipes.generate import GenerateOptions, generate
 from accord.rollout.select import best_of
 from accord.types import Prompt, Rollout
 from recipes.tiny_runs import REWARDS
@@ -112,3 +112,16 @@ def test_a_reward_model_with_another_tokenizer_is_refused(base, tmp_path: Path, 
     train_tokenizer(["quite other words, and more of them"] * 5, 300).save_pretrained(tmp_path / "other")
     with pytest.raises(ModelError, match="another tokenizer"):
         accord.generate(ModelConfig(path=str(base)), PROMPTS, OPTIONS, rewards=[str(tmp_path / "other")])
+
+
+def test_a_model_may_be_given_by_its_folder(base):
+    options = GenerateOptions(max_new_tokens=4, temperature=0)
+    wanted = [r.response_text for r in generate(ModelConfig(path=str(base)), ["the film was"], options)]
+    for model in (str(base), base):
+        assert [r.response_text for r in accord.generate(model, ["the film was"], options)] == wanted
+
+
+@pytest.mark.parametrize("prompt", ["the film was", Prompt("the film was")])
+def test_one_prompt_is_not_a_list_of_letters(prompt):
+    with pytest.raises(ConfigError, match=r"takes a list of prompts.*write \[prompt\]"):
+        generate("nowhere", prompt)

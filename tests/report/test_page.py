@@ -11,6 +11,7 @@ import pytest
 
 from accord.errors import RunError
 from accord.report import write_report
+from accord.report.page import commands
 from accord.report.panels import PANELS
 from accord.report.read import read_run
 from accord.report.verdict import verdict
@@ -216,3 +217,23 @@ def test_not_a_run(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("a: [")
     with pytest.raises(RunError, match="not valid YAML"):
         write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "command"),
+    [
+        ("algorithm: {type: sft}\nadapter: {method: ia3}", "--adapter.method ia3 --reward REWARD"),
+        ("algorithm: {type: sft}\nadapter: {method: lora}", "/model --reward REWARD"),
+        ("algorithm: {type: sft}\nadapter: null", "/model --reward REWARD"),
+        ("algorithm: {type: reward, level: step}", "--reward.0.process min --reward.0.model"),
+        ("algorithm: {type: reward, level: response}", "--model.path POLICY --reward "),
+    ],
+)
+def test_what_to_type_next_fits_the_model(config: str, command: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(config)
+    assert any(command in line for _, line in commands(read_run(tmp_path)))
+
+
+def test_nobody_talks_to_a_classifier(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("algorithm: {type: classify}")
+    assert not any("accord chat" in line for _, line in commands(read_run(tmp_path)))

@@ -10,6 +10,7 @@ import yaml
 from huggingface_hub import HfApi, ModelCard, RepoUrl
 
 import accord
+from accord.cli import main
 from accord.config import RECIPES, build
 from accord.errors import AccordWarning, ConfigError
 from recipes.tiny_runs import recipe_dict, run
@@ -28,6 +29,8 @@ def test_a_run_s_card_says_where_the_model_comes_from(kind: str, base: Path, tmp
     assert "time/" not in text and "memory/" not in text
     found = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
     assert found
+    assert f"`accord {kind} config.yaml --output NEW` runs it again" in text
+    assert main([kind, str(done.path / "config.yaml"), "--output", f"{tmp_path}/again", "--quiet"]) == 0
     recipe = build(RECIPES[kind], yaml.safe_load(found.group(1)))
     assert recipe.train.learning_rate == 3e-3 and recipe.model.path == "/".join(base.parts[-2:])
     assert str(tmp_path) not in text and str(base) not in text, "no path of this machine"

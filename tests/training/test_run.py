@@ -56,6 +56,32 @@ def test_not_empty_without_resume(tmp_path: Path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 
+def test_resume_writes_over_nothing_that_is_no_run(tmp_path: Path):
+    folder = tmp_path / "run"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "thesis.tex").write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds no run \(there is no config.yaml\).*Nothing was changed"):
+        RunDirectory(ppo(tmp_path), resume=True)
+    assert [path.name for path in folder.rglob("*")] == ["model", "thesis.tex"]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(RunError, match=f"output {tmp_path}/run/below cannot be made: Not a directory") as caught:
+        RunDirectory(ppo(tmp_path, output=str(tmp_path / "run" / "below")), resume=False)
+    assert "--resume" not in str(caught.value)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_killed_while_it_began_stands_in_nobodys_way(resume, tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    for name in (".lock", ".config.yaml.partial"):
+        (tmp_path / "run" / name).write_text("half")
+    directory = RunDirectory(ppo(tmp_path), resume=resume)
+    assert read_saved(directory.path)["algorithm"]["type"] == "ppo"
+    directory.close()
+
+
 def test_in_use_by_another_process(tmp_path: Path):
     RunDirectory(ppo(tmp_path), resume=False)._lock.close()
     with subprocess.Popen(

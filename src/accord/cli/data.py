@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def _tell(report: StackExchangeReport, console: Console, margin: bool) -> None:
     for rejection in report.bad:
         console.print(Text.assemble("  ", (rejection.origin, "cyan"), f"  {rejection.reason}"))
     command = {"pairs": "reward", "sft": "sft", "prompts": "ppo"}[report.format]
-    console.print(Text.assemble("\nnext  ", (f"accord {command} --data.path {report.output}", "green")))
+    console.print(Text.assemble("\nnext  ", (f"accord {command} --data.path {quote(str(report.output))}", "green")))
     if report.format == "pairs" and margin:
         console.print(
             "      the reward loss demands the column `margin` where there is one; --no-margin leaves it out, as StackLLaMA does"

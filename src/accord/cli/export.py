@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from accord.cli.paths import try_folder, user_path
 from accord.errors import ConfigError, RunError
 
 
@@ -17,6 +17,8 @@ def run(command: str, words: list[str]) -> int:
         raise ConfigError("--dtype is the type that --merge stores: give --merge FOLDER too")
     if options.merge is not None and options.merge.exists():
         raise RunError(f"{options.merge} is there already; choose a new folder, nothing was changed")
+    if options.merge is not None:
+        try_folder(options.merge, "--merge")
     from accord.model.publish import check_folder, check_push, push
 
     if options.push is not None:
@@ -42,13 +44,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="accord export",
         description="Check a saved model or adapter, write its card (README.md) if it has none, and push it to the hub.",
     )
-    parser.add_argument("model", type=Path, help="folder of the model or adapter, such as runs/ppo/model")
+    parser.add_argument("model", type=user_path, help="folder of the model or adapter, such as runs/ppo/model")
     parser.add_argument(
         "--push", metavar="REPO", help="repository on the hub, such as me/my-model; made if it is not there"
     )
     parser.add_argument("--private", action="store_true", help="make the repository private, if it is made")
     parser.add_argument(
-        "--merge", type=Path, metavar="FOLDER", help="first fold the adapter into its base, into this folder"
+        "--merge", type=user_path, metavar="FOLDER", help="first fold the adapter into its base, into this folder"
     )
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="type of merged weights (default: float32)"

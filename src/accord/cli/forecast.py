@@ -93,11 +93,11 @@ def _recipe(words: list[str]) -> Recipe:
     kind = None
     if words and words[0].replace("-", "_") in RECIPES:
         kind, words = words[0].replace("-", "_"), words[1:]
-    layer: dict[str, Any] = {}
+    file: dict[str, Any] = {}
     if words and not words[0].startswith("--"):
-        layer, words = load(words[0]), words[1:]
-    layer = merge(layer, parse_overrides(words))
-    named = layer.get("algorithm")
+        file, words = load(words[0]), words[1:]
+    options = parse_overrides(words)
+    named = merge(file, options).get("algorithm")
     told = named.get("type") if isinstance(named, dict) else None
     if kind is not None and told not in (None, kind):
         raise ConfigError(f"the recipe is for `accord {told}` (algorithm.type), and the command is `{kind}`")
@@ -107,4 +107,4 @@ def _recipe(words: list[str]) -> Recipe:
             f"which recipe is this? Begin with a command (accord forecast ppo ...), or give algorithm.type in the file: one of "
             f"{', '.join(RECIPES)} (given: {kind!r})"
         )
-    return build(RECIPES[kind], {"output": "runs/forecast", **layer})
+    return build(RECIPES[kind], {"output": "runs/forecast"}, file, options)

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accord.errors import ConfigError
+from accord.cli.paths import try_file, user_path
+from accord.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from accord.types import Rollout
@@ -20,8 +21,10 @@ def run(command: str, words: list[str]) -> int:
         raise ConfigError('nothing to answer: give --prompt "..." (any number of times) or --prompts FILE.jsonl')
     if options.limit is not None and options.limit < 1:
         raise ConfigError(f"--limit must be 1 or more (given: {options.limit})")
+    if options.limit is not None and options.prompts is None:
+        raise ConfigError("--limit counts rows of --prompts, and there are none: leave it out")
     if options.output is not None:
-        _make_room(options.output)  # now, and not after all the sampling
+        try_file(options.output)  # now, and not after all the sampling
     if options.best_of is not None and not options.reward:
         raise ConfigError("--best-of needs a --reward to tell which response is best")
     if options.best_of is not None and options.best_of < 1:
@@ -37,7 +40,7 @@ def run(command: str, words: list[str]) -> int:
     from accord.rollout.select import best_of, best_of_kl_bound
 
     rollouts = generate(
-        ModelConfig(path=options.model),
+        ModelConfig(path=options.model, chat_template=options.chat_template),
         _prompts(options),
         GenerateOptions(
             samples=options.samples if options.best_of is None else options.best_of,
@@ -59,7 +62,7 @@ def run(command: str, words: list[str]) -> int:
     else:
         rows = [_row(rollout) for rollout in rollouts]
     if options.output is not None:
-        options.output.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        _write(rows, options.output)
         print(f"{len(rows)} responses: {options.output}")
     else:
         _show(rows)
@@ -71,18 +74,19 @@ def run(command: str, words: list[str]) -> int:
     return 0
 
 
-def _make_room(file: Path) -> None:
-    """See that the file can be written.
+def _write(rows: list[dict[str, Any]], file: Path) -> None:
+    """Write JSON lines to a new file; if that has become impossible meanwhile, print them instead, so that nothing is lost.
 
     Raises:
-        ConfigError: it is a folder, or lies in none that can be made.
+        RunError: they were printed.
     """
-    if file.is_dir():
-        raise ConfigError(f"--output {file} is a folder; give the name of a file, such as {file / 'responses.jsonl'}")
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("w" if file.exists() and not file.is_file() else "x", encoding="utf-8") as out:
+            out.write(text)
     except OSError as error:
-        raise ConfigError(f"--output {file} cannot be written: {error.strerror}: {error.filename}") from error
+        print(text, end="")
+        raise RunError(f"{file} could not be written: {error.strerror}; the responses were printed instead") from error
 
 
 def _prompts(options: argparse.Namespace) -> list[Any]:
@@ -92,7 +96,7 @@ def _prompts(options: argparse.Namespace) -> list[Any]:
 
     prompts = [Prompt(text) for text in options.prompt]
     if options.prompts is not None:
-        loaded = read_records(DataConfig(path=options.prompts, limit=options.limit), want=Prompt)
+        loaded = read_records(DataConfig(path=options.prompts, limit=options.limit), want=Prompt, go_on="")
         prompts += [record for record in loaded.records if isinstance(record, Prompt)]
     if options.chat:
         prompts = [
@@ -108,7 +112,8 @@ def _reward_term(text: str) -> Any:
         return text
     from accord.config import parse_overrides
 
-    return parse_overrides(["--reward", text])["reward"]
+    (term,) = parse_overrides(["--reward", text])["reward"]
+    return term
 
 
 def _row(rollout: Rollout) -> dict[str, Any]:
@@ -144,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--chat", action="store_true", help="send each --prompt as a user's turn through the chat template"
     )
+    parser.add_argument("--chat-template", help="for a model without one: chatml, transcript, or a jinja file")
     parser.add_argument("--samples", type=int, default=1, help="responses to each prompt (default: 1)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="longest response (default: 128)")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token (default: 1)")
@@ -162,5 +168,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--all", action="store_true", help="with --best-of: give all of them, the best one marked")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same responses (default: 0)")
     parser.add_argument("--label", help="for a model of `accord csft`: the label to ask for (default: its best)")
-    parser.add_argument("--output", type=Path, help="write JSON lines to this file instead of printing")
+    parser.add_argument("--output", type=user_path, help="write JSON lines to this new file instead of printing")
     return parser

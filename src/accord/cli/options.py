@@ -24,7 +24,7 @@ def recipe_help(command: str, recipe: type[Recipe]) -> str:
         f"usage: accord {command} [RECIPE.yaml] [--section.key VALUE ...] [--resume] [--dry-run] [--quiet]",
         "",
         "  --resume     go on with the run in `output` from its newest whole checkpoint",
-        "  --dry-run    check the recipe, the paths and the data's location, print what would run, and stop",
+        "  --dry-run    check the recipe, its paths and rewards and every row, print what would run, and stop; loads no weights",
         "  --quiet      print nothing but errors",
     ]
     top = [(name, field) for name, field in recipe.model_fields.items() if not sections_in(field.annotation)]

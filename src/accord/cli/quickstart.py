@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from accord.cli.paths import user_path
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -20,7 +22,10 @@ def run(command: str, words: list[str]) -> int:
         "PPO to write positive reviews. Offline, on the CPU.",
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("runs/quickstart"), help="folder of the runs (default: runs/quickstart)"
+        "--output",
+        type=user_path,
+        default=Path("runs/quickstart"),
+        help="folder of the runs (default: runs/quickstart)",
     )
     parser.add_argument("--model", help="walk the same road with a base of your own: a folder or a hub name")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same run (default: 0)")

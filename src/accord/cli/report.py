@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from accord.cli.paths import user_path
 
 
 def run(command: str, words: list[str]) -> int:
@@ -11,7 +12,7 @@ def run(command: str, words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="accord report", description="Write report.html of a run directory (also of one that still runs)."
     )
-    parser.add_argument("run", type=Path, help="run directory, such as runs/ppo")
+    parser.add_argument("run", type=user_path, help="run directory, such as runs/ppo")
     options = parser.parse_args(words)
     from accord.report import write_report
 

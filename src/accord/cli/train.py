@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accord.cli.paths import try_folder
 from accord.config import (
     RECIPES,
     ClassifyRecipe,
@@ -20,6 +21,7 @@ from accord.config import (
     merge,
     parse_overrides,
 )
+from accord.config.base import from_home
 from accord.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -59,9 +61,8 @@ def read_recipe(command: str, words: list[str], resume: bool = False) -> Recipe:
         words = words[1:]
     layers.append(parse_overrides(words))
     given = merge(layers[0], layers[1]) if len(layers) == 2 else layers[0]
-    if resume and isinstance(given.get("output"), str):
-        saved = Path(given["output"]) / "config.yaml"
-        layers = [load(saved), *layers] if saved.is_file() else layers
+    if resume:
+        layers = [*_saved_layer(given), *layers]
     recipe = RECIPES[command]
     named = given.get("algorithm")
     kind = named.get("type", command) if isinstance(named, dict) else command
@@ -70,12 +71,35 @@ def read_recipe(command: str, words: list[str], resume: bool = False) -> Recipe:
     return build(recipe, *layers)
 
 
+def _saved_layer(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The recipe that the run in `output` was made with, if there is one.
+
+    Raises:
+        ConfigError: there is none, and what is given is not enough to begin one.
+    """
+    try:
+        folder = Path(from_home(str(given["output"])))
+    except KeyError:
+        raise ConfigError("--resume goes on with the run in `output`: give it, such as --output runs/ppo") from None
+    except ValueError as error:
+        raise ConfigError(f"output: {error}") from error
+    saved = folder / "config.yaml"
+    if saved.is_file():
+        return [load(saved)]
+    if "model" not in given:
+        raise ConfigError(
+            f"no run to go on with in {folder}: it has no config.yaml. Give the `output` of a run that was begun"
+        )
+    return []
+
+
 def _dry_run(command: str, recipe: Recipe, resume: bool) -> int:
     """Check all that can be checked without weights, and print what would run."""
     from accord.model.loading import locate
     from accord.recipes.build import check_start, check_training
     from accord.recipes.family import check_family
     from accord.recipes.foresight import lines as foresight_lines
+    from accord.recipes.rehearsal import check_surroundings, rehearse
     from accord.training.run import is_used, refuse_changed, refuse_used
 
     print(dump(recipe), end="")
@@ -85,14 +109,15 @@ def _dry_run(command: str, recipe: Recipe, resume: bool) -> int:
         refuse_changed(Path(recipe.output), recipe)
     else:
         refuse_used(Path(recipe.output))
+    try_folder(Path(recipe.output), "output")
+    check_surroundings(recipe)
     location = locate(recipe.model.source)
     check_start(recipe)
     on = f" on {location.base}" if location.adapter else ""
     print(f"# model: {location.adapter or location.base}{on}")
-    for section in ("reference", "critic"):
-        path = getattr(getattr(recipe, section, None), "path", None)
-        if path is not None:
-            locate(path)
+    reference = getattr(getattr(recipe, "reference", None), "path", None)
+    if reference is not None:
+        locate(reference)
     if isinstance(recipe, RolloutRecipe):
         from accord.recipes.rollouts import check_critic
 
@@ -111,10 +136,14 @@ def _dry_run(command: str, recipe: Recipe, resume: bool) -> int:
 
         check_margins(recipe)
     light = _open_rewards(command, recipe)
+    _check_columns(recipe, light)
     if Path(location.base).exists():  # what is on the hub is fetched by a run, not by its rehearsal
         check_family(recipe)
-    for line in _data_lines(recipe, light):
-        print(f"# data: {line}")
+        facts = rehearse(recipe)
+    else:
+        facts = _read_alone(recipe)
+    for name, fact in facts.items():
+        print(f"# {name}: {fact}")
     for line in foresight_lines(recipe):
         print(f"# memory: {line}")
     for warning in recipe.warnings():
@@ -123,21 +152,32 @@ def _dry_run(command: str, recipe: Recipe, resume: bool) -> int:
     return 0
 
 
-def _data_lines(recipe: Recipe, light: Mapping[str, RewardSource]) -> list[str]:
-    """What the data's files hold, read as the recipe would read them."""
+def _check_columns(recipe: Recipe, light: Mapping[str, RewardSource]) -> None:
+    """Read the prompts as the recipe would, and look for the columns that its rewards want."""
+    from accord.data import read_records
+    from accord.recipes.rewards import check_columns
+
+    rewards = getattr(recipe, "reward", ())
+    if rewards:
+        records = read_records(recipe.data, want=recipe.rows_become).records
+        check_columns(rewards, light, (record.columns for record in records))
+
+
+def _read_alone(recipe: Recipe) -> dict[str, str]:
+    """What the data's files hold, where there is no tokenizer here to measure the rows with."""
     from accord.data import read_records
     from accord.types import Example
 
-    paths = [recipe.data.path, *([recipe.data.eval_path] if recipe.data.eval_path else [])]
-    loaded = [read_records(recipe.data, path, recipe.rows_become) for path in paths]
-    rewards = getattr(recipe, "reward", ())
-    if rewards:
-        from accord.recipes.rewards import check_columns
-
-        check_columns(rewards, light, (record.columns for record in loaded[0].records))
+    told = {"data": read_records(recipe.data, want=recipe.rows_become)}
+    if recipe.data.eval_path:
+        told["held out"] = read_records(recipe.data, recipe.data.eval_path, recipe.rows_become)
     ptx = getattr(recipe, "ptx", None)
-    loaded += [] if ptx is None else [read_records(ptx.data, want=Example)]
-    return [f"{one.path}: {len(set(one.origins))} of {one.rows} rows can be used ({one.format})" for one in loaded]
+    if ptx is not None:
+        told["ptx"] = read_records(ptx.data, want=Example)
+    return {
+        name: f"{one.path}: {len(set(one.origins))} of {one.rows} rows ({one.format}), lengths not measured"
+        for name, one in told.items()
+    }
 
 
 def _open_rewards(command: str, recipe: Recipe) -> dict[str, RewardSource]:

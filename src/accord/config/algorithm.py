@@ -50,6 +50,8 @@ class KLConfig(Section):
             raise ValueError(
                 f"estimator {self.estimator} cannot be a loss term ({why}); use k2 or k3, or `use: reward`"
             )
+        if self.target is None:
+            self.refuse_idle(("horizon",), "it is of the adaptive coefficient, and target: null keeps that fixed")
         return self
 
 
@@ -132,3 +134,11 @@ class PolicyGradient(RolloutAlgorithm):
             return value
         default: KLConfig = cls.model_fields["kl"].default
         return {**value, "kl": {**default.model_dump(exclude_unset=True), **value["kl"]}}
+
+    @model_validator(mode="after")
+    def _correction_fits(self) -> Self:
+        if self.correction == "none":
+            self.refuse_idle(
+                ("correction_cap", "correction_level"), "there are no importance weights with correction: none"
+            )
+        return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -22,8 +23,49 @@ class Section(BaseModel):
         extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
 
+    def refuse_idle(self, keys: Sequence[str], why: str) -> None:
+        """Refuse keys that were given a value and would do nothing. Resolved recipes write all keys, so the default may stand.
+
+        Raises:
+            ValueError: names them.
+        """
+        fields = type(self).model_fields
+        idle = [key for key in keys if getattr(self, key) != fields[key].get_default()]
+        if idle:
+            told = ", ".join(f"{key}: {getattr(self, key)}" for key in idle)
+            back = ", ".join(f"{key}: {fields[key].get_default()}" for key in idle)
+            raise ValueError(f"{told} does nothing: {why}; leave it out (the default is {back})")
+
 
 S = TypeVar("S", bound=Section)
+
+
+class _Twice(yaml.MarkedYAMLError):
+    """A key that is given twice."""
+
+
+class _OneOfEach(yaml.SafeLoader):
+    """YAML in which a key that is given twice is an error: all but the last would be dropped without a word. What looks like a
+    date stays text: no option is a date, and a folder may be called like one."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own name and kind of table
+        first: [rule for rule in rules if rule[0] != "tag:yaml.org,2002:timestamp"]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            name = (key.tag, key.value)
+            if name in lines:
+                raise _Twice(
+                    None, None, f"the key `{key.value}` is given twice, first in line {lines[name]}", key.start_mark
+                )
+            lines[name] = key.start_mark.line + 1
+        return node
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -32,11 +74,17 @@ def load(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, is not YAML, or is not a mapping.
     """
-    file = Path(path)
+    try:
+        file = Path(from_home(str(path)))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if not file.is_file():
         raise ConfigError(f"no recipe at {file}: give the path of a YAML file, or only `--section.key value` overrides")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.load(file.read_text(encoding="utf-8"), _OneOfEach)
+    except _Twice as error:
+        assert error.problem_mark is not None
+        raise ConfigError(f"{file}, line {error.problem_mark.line + 1}: {error.problem}; give it once") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not valid YAML: {error}") from error
     if content is None:
@@ -46,6 +94,18 @@ def load(path: str | Path) -> dict[str, Any]:
             f"{file} holds a {type(content).__name__}; a recipe is a mapping of sections such as `model:`"
         )
     return content
+
+
+def from_home(path: str) -> str:
+    """A path with `~` as the home folder, as in all others.
+
+    Raises:
+        ValueError: there is no such home.
+    """
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError as error:
+        raise ValueError(f"{path}: the home folder it begins with is not known here; write it in full") from error
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,7 +148,9 @@ def _scalar(text: str) -> Any:
     """YAML, and also `1e-5`, which YAML 1.1 takes for a string; what is not YAML (`a: b: c`) stays text, and so does what would
     be a mapping without braces (`Sentiment:`)."""
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _OneOfEach)
+    except _Twice as error:
+        raise ConfigError(f"{text}: {error.problem}; give it once") from error
     except yaml.YAMLError:
         return text
     if isinstance(value, dict) and not text.lstrip().startswith("{"):
@@ -111,8 +173,10 @@ def _insert(tree: dict[str, Any], keys: list[str], value: Any) -> None:
                 f"--{'.'.join(keys)}: `{key}` was given as {below!r} already; give its keys, or the whole"
             )
         tree = below
-    if keys == ["reward"] and "reward" in tree:
-        value = [*_listed(tree["reward"]), *_listed(value)]
+    if keys == ["reward"] and (
+        "reward" in tree or isinstance(value, dict)
+    ):  # a whole one takes the place of the file's
+        value = [*_listed(tree.get("reward", [])), *_listed(value)]
     tree[keys[-1]] = value
 
 
@@ -153,6 +217,8 @@ def _spread_lists(merged: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[s
     result = dict(layer)
     for key, value in layer.items():
         old = merged.get(key, [])
+        if key == "reward" and isinstance(old, (str, Mapping)):
+            old = [old]  # one where a list is meant, as recipes take it
         if isinstance(value, Mapping) and value and isinstance(old, list) and all(str(k).isdigit() for k in value):
             result[key] = _changed(key, old, value)
     return result
@@ -190,7 +256,12 @@ def _explain(recipe: type[Section], detail: ErrorDetails) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] in ("missing", "value_error"):
         return f"{where}: {message}" if detail["type"] == "value_error" else f"{where}: {message}; it has no default"
-    return f"{where}: {message} (given: {detail['input']!r})"
+    given = detail["input"]
+    if detail["type"] == "tuple_type" and isinstance(given, (str, int, float)):
+        message = f"this is a list: write {json.dumps([given], ensure_ascii=False)}, in quotes for a shell"
+    if detail["type"] == "string_type" and isinstance(given, bool):
+        message += "; YAML reads yes, no, on and off as truth values, so put them in quotes"
+    return f"{where}: {message} (given: {given!r})"
 
 
 def tag_of(section: type[Section]) -> str | None:

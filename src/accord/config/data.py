@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from accord.config.base import Section
 
@@ -50,3 +50,12 @@ class DataConfig(Section):
     """Held-out rows, of the same kinds as `path`."""
     eval_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of the rows to hold out (chosen by the seed) when there is no `eval_path`."""
+
+    @model_validator(mode="after")
+    def _columns_differ(self) -> Self:
+        new = list(self.columns.values())
+        twice = next((name for name in new if new.count(name) > 1), None)
+        if twice is not None:
+            old = ", ".join(key for key, value in self.columns.items() if value == twice)
+            raise ValueError(f"columns: {old} are all to become `{twice}`, and only one can; give it one of them")
+        return self

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from accord.config.adapter import METHODS, AdapterConfig, LoraConfig, check_steps, method_of
 from accord.config.algorithm import AlgorithmConfig, PTXConfig, RolloutAlgorithm
-from accord.config.base import Section
+from accord.config.base import Section, from_home
 from accord.config.data import DataConfig
 from accord.config.model import ModelConfig, ReferenceConfig
 from accord.config.reward import RewardTerm, refuse_same_labels
@@ -48,6 +48,14 @@ class Recipe(Section):
     is not there yet is made, private."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Same seed, same run."""
+
+    @field_validator("output")
+    @classmethod
+    def _is_a_folder(cls, output: str) -> str:
+        """`~` is the home folder; a text without a name would be the folder that the command was given in."""
+        if not output.strip():
+            raise ValueError("a run needs a folder of its own, such as runs/ppo")
+        return from_home(output)
 
     @model_validator(mode="before")
     @classmethod

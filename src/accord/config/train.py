@@ -50,6 +50,12 @@ class TrainConfig(Section):
     log_every: int = Field(1, ge=1)
     """Iterations between lines of the console table."""
 
+    @model_validator(mode="after")
+    def _schedule_ends_somewhere(self) -> Self:
+        if self.schedule.target == "constant":
+            self.refuse_idle(("min_learning_rate",), "schedule: constant stays at the peak")
+        return self
+
 
 class ExampleTrain(TrainConfig):
     """Work with examples counts steps or epochs."""

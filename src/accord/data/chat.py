@@ -8,11 +8,14 @@ whether a token is learnt never from comparing it with the padding id, which oft
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from jinja2 import TemplateSyntaxError
 
 from accord.data import conversation as talk
 from accord.data.sources import RowError
@@ -21,6 +24,8 @@ from accord.types import Message, Text
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 TrainOn = Literal["completion", "all"]
 
@@ -73,7 +78,7 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, name_or_path: str) -> 
     """Give the tokenizer a template of `CHAT_TEMPLATES`, or the jinja file at a path.
 
     Raises:
-        ModelError: neither a known name nor a readable file.
+        ModelError: neither a known name nor a readable file, or one that is not jinja.
     """
     if name_or_path in CHAT_TEMPLATES:
         # Rendered conversations are tokenised without special tokens: a BOS has to stand in the template.
@@ -81,12 +86,21 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, name_or_path: str) -> 
         tokenizer.chat_template = bos + CHAT_TEMPLATES[name_or_path]
         return
     try:
-        tokenizer.chat_template = Path(name_or_path).expanduser().read_text(encoding="utf-8")
+        template = Path(name_or_path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(
             f"model.chat_template: {name_or_path!r} is neither {' nor '.join(CHAT_TEMPLATES)}, nor a readable jinja "
             f"file ({error})"
         ) from error
+    tokenizer.chat_template = template
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
+    except TemplateSyntaxError as error:
+        raise ModelError(
+            f"model.chat_template: {name_or_path}, line {error.lineno}, is no jinja: {error.message}"
+        ) from error
+    except Exception as error:  # what it says of a conversation is known when it has one
+        logger.debug("%s refuses a single turn: %s", name_or_path, error)
 
 
 def _leading_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -242,8 +256,8 @@ class Encoder:
     def _render(self, turns: talk.Turns, open_turn: bool = False) -> str:
         if not self.tokenizer.chat_template:
             raise DataError(
-                "the rows are conversations and the tokenizer has no chat template: set model.chat_template to "
-                f"{' or '.join(CHAT_TEMPLATES)}, or to the path of a jinja file"
+                f"the rows are conversations and the tokenizer has no chat template: give {' or '.join(CHAT_TEMPLATES)}, "
+                "or the path of a jinja file, as model.chat_template of a recipe (--chat-template of accord generate)"
             )
         messages = [_as_dict(turn) for turn in turns]
         try:

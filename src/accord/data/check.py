@@ -5,12 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from accord.config import RECIPES, RolloutRecipe
 from accord.data.chat import Encoder
 from accord.data.formats import Loaded, check_rows, columns_of
-from accord.data.sources import Rejection, RowError, count_reasons, read_rows
+from accord.data.sources import Rejection, RowError, count_reasons, read_rows, refuse_split
 from accord.errors import DataError
 from accord.types import (
     Example,
@@ -92,6 +93,7 @@ def check(path: str, split: str = "train", tokenizer: PreTrainedTokenizerBase | 
     Raises:
         DataError: the source cannot be read, no format fits its columns, or no row can be used.
     """
+    refuse_split(path, split)
     rows, broken = read_rows(path, split)
     loaded = check_rows(rows, path, rejections=broken)
     records, problems = loaded.records, loaded.rejections
@@ -234,7 +236,7 @@ def render(report: CheckReport, console: Console, shown: int = 10) -> None:
         if command in sampling[1:]:
             continue
         others = f"  (or {', '.join(sampling[1:])})" if command in sampling else ""
-        line = ("  ", (f"accord {command}", "green"), f" --data.path {report.path}{split}", (others, "dim"))
+        line = ("  ", (f"accord {command}", "green"), f" --data.path {quote(report.path)}{split}", (others, "dim"))
         console.print(Words.assemble(*line))
     if report.notes:
         console.print(Words("\nWhat to do", style="bold"))

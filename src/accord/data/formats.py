@@ -31,7 +31,7 @@ from accord.data import conversation as talk
 from accord.data.convert import convert
 from accord.data.labels import labelled_text, labelled_tokens
 from accord.data.relatives import to_own_columns
-from accord.data.sources import Rejection, Row, RowError, count_reasons, read_rows, stop_on
+from accord.data.sources import GO_ON, Rejection, Row, RowError, count_reasons, read_rows, refuse_split, stop_on
 from accord.errors import DataError
 from accord.types import (
     Columns,
@@ -81,33 +81,40 @@ class Loaded:
         return len(set(self.origins)) + len(self.rejections) + len(self.left_out)
 
 
-def read_records(config: DataConfig, path: str | None = None, want: type[Record] | None = None) -> Loaded:
-    """Read `path` (default: `config.path`) and check every row; with `want`, turn the records into that kind.
+def read_records(
+    config: DataConfig, path: str | None = None, want: type[Record] | None = None, go_on: str = GO_ON
+) -> Loaded:
+    """Read `path` (default: `config.path`) and check every row; with `want`, turn the records into that kind. `go_on` is what the
+    error says of leaving bad rows out.
 
     Raises:
         DataError: the source cannot be read, its format is not clear, rows are bad and `config.on_bad_row` is `stop`,
             no row is left, or the records cannot become `want`.
     """
     path = config.path if path is None else path
+    if path == config.path:  # held-out rows may lie in a file beside a dataset with splits
+        refuse_split(path, config.split)
     rows, rejections = read_rows(path, config.split, config.limit)
     rows = _rename(rows, config.columns, path)
-    loaded = check_rows(rows, path, _format_for(rows, config.format, want), rejections)
+    loaded = check_rows(rows, path, _format_for(rows, config.format, want), rejections, go_on)
     if config.on_bad_row == "stop":
-        stop_on(loaded.rejections, path, loaded.rows)
+        stop_on(loaded.rejections, path, loaded.rows, go_on=go_on)
     if loaded.rejections:
         reasons = count_reasons(loaded.rejections)
         logger.warning("%s: %d of %d rows left out: %s", path, len(loaded.rejections), loaded.rows, reasons)
     return loaded if want is None else _as_wanted(loaded, want)
 
 
-def check_rows(rows: Sequence[Row], path: str, format: str = "auto", rejections: Sequence[Rejection] = ()) -> Loaded:
+def check_rows(
+    rows: Sequence[Row], path: str, format: str = "auto", rejections: Sequence[Rejection] = (), go_on: str = GO_ON
+) -> Loaded:
     """Make the records of rows; `rejections` are those that reading them gave already.
 
     Raises:
         DataError: the format is not clear, or no row is left.
     """
     if not rows:
-        stop_on(rejections, path, len(rejections))
+        stop_on(rejections, path, len(rejections), go_on=go_on)
         raise DataError(f"{path} has no rows")
     name = detect(rows) if format == "auto" else format
     loaded = Loaded(path, name, [], [], list(rejections))
@@ -119,7 +126,7 @@ def check_rows(rows: Sequence[Row], path: str, format: str = "auto", rejections:
             loaded.records.append(result)
             loaded.origins.append(row.origin)
     if not loaded.records:
-        stop_on(loaded.rejections, path, loaded.rows)
+        stop_on(loaded.rejections, path, loaded.rows, go_on=go_on)
     return loaded
 
 

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
-from accord.errors import DataError
+from accord.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,27 @@ def stream_rows(path: str, split: str = "train") -> Iterator[Row | Rejection]:
     return _find(path, split)
 
 
-def stop_on(rejections: Sequence[Rejection], path: str, rows: int, cure: str = "Mend them", shown: int = 10) -> None:
-    """Refuse to run with bad rows; `cure` says what to do about them.
+def refuse_split(path: str, split: str) -> None:
+    """Refuse a split of one file, which has none: all its rows would be read.
+
+    Raises:
+        ConfigError: says so.
+    """
+    if split != "train" and Path(path).expanduser().is_file():
+        raise ConfigError(
+            f"data.split: {split} is of a dataset folder or of the hub, and {path} is one file, of which all rows would be read; "
+            "leave it out, and give the file of that split"
+        )
+
+
+GO_ON = ", or go on without them: data.on_bad_row: skip"
+"""Another way than mending bad rows, for who has a recipe to write it into."""
+
+
+def stop_on(
+    rejections: Sequence[Rejection], path: str, rows: int, cure: str = "Mend them", shown: int = 10, go_on: str = GO_ON
+) -> None:
+    """Refuse to run with bad rows; `cure` says what to do about them, and `go_on` how to leave them out.
 
     Raises:
         DataError: there are any; the first few are listed with origin and reason.
@@ -84,8 +103,7 @@ def stop_on(rejections: Sequence[Rejection], path: str, rows: int, cure: str = "
     if len(rejections) > shown:
         lines.append(f"  - and {len(rejections) - shown} more")
     raise DataError(
-        f"{len(rejections)} of {rows} rows of {path} cannot be used:\n" + "\n".join(lines) + "\n"
-        f"{cure}, or go on without them: data.on_bad_row: skip"
+        f"{len(rejections)} of {rows} rows of {path} cannot be used:\n" + "\n".join(lines) + f"\n{cure}{go_on}"
     )
 
 
@@ -107,7 +125,7 @@ def _find(path: str, split: str) -> Iterator[Found]:
 
 
 def _looks_local(path: str) -> bool:
-    has_suffix = _kind(Path(path)) in _READERS or path.endswith((".gz", ".csv"))
+    has_suffix = _kind(Path(path)) in _READERS or path.lower().endswith((".gz", ".csv"))
     return has_suffix or path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path
 
 
@@ -122,8 +140,7 @@ def _nearest(file: Path) -> str:
 
 def _kind(file: Path) -> str:
     """`.jsonl` for both `a.jsonl` and `a.jsonl.gz`."""
-    name = Path(file.name.removesuffix(".gz"))
-    return name.suffix.lower()
+    return Path(file.name.lower().removesuffix(".gz")).suffix
 
 
 def _from_file(file: Path) -> Iterator[Found]:
@@ -134,7 +151,7 @@ def _from_file(file: Path) -> Iterator[Found]:
 
 
 def _open(file: Path) -> IO[bytes]:
-    return gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")  # type: ignore[return-value]
+    return gzip.open(file, "rb") if file.suffix.lower() == ".gz" else file.open("rb")  # type: ignore[return-value]
 
 
 def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
@@ -160,7 +177,7 @@ def _parse_line(origin: str, line: bytes) -> Found:
     except UnicodeDecodeError as error:
         return Rejection(origin, f"is not UTF-8 text ({error.reason} at byte {error.start})")
     except json.JSONDecodeError as error:
-        return Rejection(origin, f"is not valid JSON: {error.msg} at column {error.colno}")
+        return Rejection(origin, f"is not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}")
     except (ValueError, RecursionError) as error:
         return Rejection(origin, f"is not usable JSON: {_unusable(error)}")
 
@@ -208,6 +225,9 @@ def _from_text(file: Path) -> Iterator[Found]:
     for number, line in _lines(file):
         try:
             text = line.decode("utf-8-sig")
+            text = (
+                text.removesuffix("\r\n") + "\n" if text.endswith("\r\n") else text
+            )  # or each line's end would be learnt
         except UnicodeDecodeError as error:
             yield Rejection(f"{file.name}:{number}", f"is not UTF-8 text ({error.reason} at byte {error.start})")
             continue

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -38,6 +39,8 @@ FILE = "accord_labels.json"
 """Names of the classes, beside an adapter's weights: peft keeps none."""
 TASKS = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS"}
 """Level -> peft's name of the task."""
+CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")
+"""How the names of transformers' classes end that have such a head and no words to give."""
 HEADS = ("score", "classifier")
 """Names under which transformers' classifiers keep their head; peft trains and saves these by itself."""
 
@@ -239,6 +242,38 @@ def saved_head(adapter: Path, name: str) -> dict[str, Tensor]:
     if "weight" not in head:
         raise ModelError(f"{adapter} is said to be a classifier, and {WEIGHTS} holds no weights of its head ({name})")
     return head
+
+
+def refuse_without_words(path: str, location: Location, trust_remote_code: bool = False) -> None:
+    """Refuse a reward model or classifier where a language model is wanted: its trunk would load, and the rest be made up or
+    be the base's. Needs no weights.
+
+    Args:
+        path: as it was given.
+        location: what it points to.
+        trust_remote_code: see `ModelConfig`.
+
+    Raises:
+        ModelError: it is one, whole or an adapter.
+    """
+    if location.adapter is not None:
+        task = str(read_adapter_config(location.adapter).get("task_type"))
+        found = task in ("SEQ_CLS", "TOKEN_CLS")
+    else:
+        names = read_config(location.base, trust_remote_code).architectures or []
+        found = bool(names) and all(name.endswith(CLASSIFIERS) for name in names)
+    if not found:
+        return
+    facts = read_labels(location, trust_remote_code)
+    if facts is not None:
+        raise ModelError(
+            f"{path} is a classifier with the labels {_listed(facts.labels)}, and a language model is wanted here: take the one "
+            "that it was trained from"
+        )
+    raise ModelError(
+        f"{path} is a reward model, which scores text and writes none, and a language model is wanted here. To score with it: "
+        f"--reward {quote(path)}"
+    )
 
 
 def refuse_classes(path: str, location: Location, wanted: str) -> None:

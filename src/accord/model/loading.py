@@ -76,7 +76,15 @@ def _on_its_base(adapter: Path) -> Location:
     if not base or not isinstance(base, str):
         raise ModelError(f"{adapter / ADAPTER_CONFIG} does not name its base model (base_model_name_or_path)")
     beside = adapter / base
-    return Location(str(beside) if not Path(base).exists() and beside.exists() else base, adapter)
+    here = Path(base).expanduser()
+    if here.exists() or beside.exists():
+        return Location(base if Path(base).exists() else str(here if here.exists() else beside), adapter)
+    if not base.endswith(GGUF) and (here.is_absolute() or base.startswith((".", "~")) or base.count("/") > 1):
+        raise ModelError(
+            f"the base of the adapter {adapter} is gone: there is no {base}, which {ADAPTER_CONFIG} names as "
+            f"base_model_name_or_path{_nearest(here)}. Put it back, or write there where it is now"
+        )
+    return Location(base, adapter)
 
 
 def read_adapter_config(adapter: Path) -> dict[str, Any]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import peft
 import torch
+from safetensors import SafetensorError
 
 from accord.config import METHODS, ModelConfig
 from accord.data.conditioning import read_conditioning
-from accord.errors import ModelError
+from accord.errors import ModelError, RunError
 from accord.model.adapter_files import is_factor, saved_config, saved_tensors
 from accord.model.card import write_card
 from accord.model.classifiers import load_for_adapter, read_labels
@@ -54,7 +56,7 @@ def refuse_changed_base(folder: Path, repeatable: bool = False) -> None:
         return
     how = "convert it to plain LoRA where it was made (peft: save_pretrained(..., path_initial_model_for_weight_conversion=...))"
     if start in REPEATABLE:
-        how = f"fold it in with `accord merge {folder} FOLDER` and use FOLDER"
+        how = f"fold it in with `accord merge {quote(str(folder))} FOLDER` and use FOLDER"
     why = "cannot be told from its files" if repeatable else "are not those of a base that serves several roles"
     raise ModelError(
         f"{folder} was started from its base's own weights (init_lora_weights: {start}); what is left of these {why}: {how}"
@@ -158,6 +160,7 @@ def merge(adapter: Path, output: Path, dtype: torch.dtype, trust_remote_code: bo
 
     Raises:
         ModelError: the folder is not an adapter, has virtual tokens, or its base cannot be loaded.
+        RunError: `output` cannot be written.
     """
     location = locate(str(adapter))
     if location.adapter is None:
@@ -179,8 +182,13 @@ def merge(adapter: Path, output: Path, dtype: torch.dtype, trust_remote_code: bo
     merged = folded_in(base, location.adapter)
     if scorer or facts is not None:
         merged.config.pad_token_id = distinct_padding(tokenizer)
-    save_model(merged.to(dtype), output)
-    tokenizer.save_pretrained(output)
+    try:
+        save_model(merged.to(dtype), output)
+        tokenizer.save_pretrained(output)
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"the merged model could not be written to {output}: {error}. What lies there is not whole; {adapter} is as it was"
+        ) from error
     stored = read_facts(location) if scorer else None
     if stored is not None:
         write_facts(output, stored)

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
-from accord.config import AdapterConfig, DataConfig, ExampleTrain, ModelConfig, Recipe, TrainConfig
+from accord.config import (
+    AdapterConfig,
+    ClassifyRecipe,
+    DataConfig,
+    ExampleTrain,
+    ModelConfig,
+    Recipe,
+    RewardRecipe,
+    TrainConfig,
+)
 from accord.config.optim import OWN_SCHEDULES
 from accord.data import Encoded, Encoder, Loaded, read_records, set_chat_template, stop_ids
 from accord.errors import ConfigError, ModelError
+from accord.model.classifiers import refuse_without_words
 from accord.model.device import choose_device
 from accord.model.loading import load_tokenizer, locate, read_adapter_config, read_config
 from accord.model.merging import has_virtual_tokens, method_of_folder
@@ -50,17 +63,24 @@ def open_model(
 
 
 def check_start(recipe: Recipe) -> None:
-    """Refuse to go on from a saved adapter by another method, before weights are loaded.
+    """Refuse to go on from a saved adapter of another method or for another task, before weights are loaded.
 
     Raises:
         ConfigError: the recipe's method is not the adapter's.
+        ModelError: it is a reward model's or a classifier's, and the recipe is about a language model.
     """
-    folder = locate(recipe.model.source).adapter
+    location = locate(recipe.model.source)
+    folder = location.adapter
+    if folder is not None and not isinstance(recipe, RewardRecipe | ClassifyRecipe):
+        refuse_without_words(recipe.model.path, location)
+    reference = getattr(getattr(recipe, "reference", None), "path", None)
+    if reference is not None and Path(reference).expanduser().exists():
+        refuse_without_words(reference, locate(reference))
     if folder is None or recipe.adapter is None:
         return
     method = method_of_folder(folder)
     if method != recipe.adapter.method:
-        fold = f"`accord merge {folder} FOLDER` and start from FOLDER"
+        fold = f"`accord merge {quote(str(folder))} FOLDER` and start from FOLDER"
         other = "start from its base" if has_virtual_tokens(folder) else fold
         raise ConfigError(
             f"model.path {folder} is a {method} adapter, and training goes on from it, but adapter.method is "
@@ -79,12 +99,21 @@ def check_context(roles: Roles, tokens: int, keys: str) -> None:
     Raises:
         ConfigError: it is longer than the model's positions reach.
     """
-    tokens += roles.virtual_tokens
-    limit = _positions(roles.model.config)
+    check_positions(roles.config.path, roles.model.config, tokens, roles.virtual_tokens, keys)
+
+
+def check_positions(path: str, config: Any, tokens: int, virtual: int, keys: str) -> None:
+    """What `check_context` does, by the model's config alone; `virtual` are the adapter's tokens before each sequence.
+
+    Raises:
+        ConfigError: sequences are longer than the model's positions reach.
+    """
+    tokens += virtual
+    limit = _positions(config)
     if limit is not None and tokens > limit:
-        beside = f" (the adapter's {roles.virtual_tokens} virtual ones included)" if roles.virtual_tokens else ""
+        beside = f" (the adapter's {virtual} virtual ones included)" if virtual else ""
         raise ConfigError(
-            f"{roles.config.path} reads at most {limit} tokens (max_position_embeddings), and sequences would have up to "
+            f"{path} reads at most {limit} tokens (max_position_embeddings), and sequences would have up to "
             f"{tokens}{beside}: lower {keys}"
         )
 
@@ -112,11 +141,20 @@ def _virtual(recipe: Recipe) -> int:
 
 def check_tokenizer(path: str, roles: Roles) -> None:
     """Reference, critic and reward read the policy's token ids, so they must mean the same by them."""
+    check_vocabulary(path, roles.config, roles.tokenizer)
+
+
+def check_vocabulary(path: str, policy: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """What `check_tokenizer` does, by the policy's tokenizer alone.
+
+    Raises:
+        ModelError: the tokenizer at `path` has another vocabulary.
+    """
     location = locate(path)
-    config = roles.config.model_copy(update={"path": path})
-    if load_tokenizer(config, location).get_vocab() != roles.tokenizer.get_vocab():
+    config = policy.model_copy(update={"path": path})
+    if load_tokenizer(config, location).get_vocab() != tokenizer.get_vocab():
         raise ModelError(
-            f"{path} has another tokenizer than the policy {roles.config.path}; it would read other words. Take one that was "
+            f"{path} has another tokenizer than the policy {policy.path}; it would read other words. Take one that was "
             "trained on the policy's base; a reward model can also read text with its own tokenizer, as `classifier` or "
             "behind `accord serve-reward`"
         )
@@ -225,6 +263,11 @@ def _read(
     }
     told = [f"{loaded.path}: {rows} of {loaded.rows} rows ({loaded.format})", *(note for note in noted if noted[note])]
     return encoded, {"data": ", ".join(told)}, loaded.origins
+
+
+def model_folder(recipe: Recipe, name: str = "model") -> str:
+    """Where a run leaves its model, as a shell reads it; for the commands that a person may give next."""
+    return quote(f"{recipe.output}/{name}")
 
 
 def example_stream(items: list[T], recipe: Recipe, train: ExampleTrain, ranks: Ranks) -> tuple[Stream[T], int]:

@@ -11,6 +11,7 @@ from tokenizers.decoders import DecodeStream
 from accord.config import LoraConfig, ModelConfig, PlacementConfig, ReferenceConfig
 from accord.data import CHAT_TEMPLATES, set_chat_template
 from accord.errors import ConfigError, ModelError
+from accord.model.classifiers import refuse_without_words
 from accord.model.device import choose_device
 from accord.model.loading import load_tokenizer, locate
 from accord.recipes.build import check_context, open_model
@@ -90,6 +91,7 @@ class Chat:
             raise ConfigError(
                 "a system prompt needs a chat template, and plain completion uses none; give one of the two"
             )
+        refuse_without_words(model.path, locate(model.source), model.trust_remote_code)
         self._ask = ask_for(model, options.label)
         if not plain:
             _check_template(model)

@@ -13,6 +13,7 @@ from accord.model.classifiers import ClassFacts, read_labels
 from accord.model.export import save_classifier
 from accord.model.loading import locate
 from accord.model.roles import Roles
+from accord.recipes.build import model_folder
 from accord.recipes.examples import build_examples
 from accord.training.loop import Parts
 
@@ -21,10 +22,9 @@ def build(recipe: ClassifyRecipe) -> Parts:
     """Everything that the loop needs; see `build_examples`."""
     refuse_whole(recipe)
     facts = ClassFacts(recipe.algorithm.level, choose_labels(recipe))
-    model = f"{recipe.output}/model"
-    steps = [("load it", f"see {model}/README.md")]
+    steps = [("load it", f"see {recipe.output}/model/README.md")]
     if recipe.adapter is not None and type(recipe.adapter).mergeable:
-        steps.append(("as a whole", f"accord merge {model} {recipe.output}/merged"))
+        steps.append(("as a whole", f"accord merge {model_folder(recipe)} {model_folder(recipe, 'merged')}"))
     return build_examples(
         recipe,
         Classify(recipe.algorithm),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from accord.data.encode import encode_records, fitted
 from accord.model.export import save_policy
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
-from accord.recipes.build import check_context, held_out_rows
+from accord.recipes.build import check_context, held_out_rows, model_folder
 from accord.recipes.examples import build_examples
 from accord.recipes.rewards import add_rewards, check_columns, mixed, open_light
 from accord.rewards import MixedReward, RewardSource
@@ -27,7 +27,6 @@ def build(recipe: CSFTRecipe) -> Parts:
     """Everything that the loop needs; see `build_examples`."""
     check_values(recipe)
     conditioner = _Conditioner(recipe, open_light(recipe.reward))
-    model = f"{recipe.output}/model"
     return build_examples(
         recipe,
         CSFT(),
@@ -35,7 +34,7 @@ def build(recipe: CSFTRecipe) -> Parts:
         encode=conditioner.encode,
         length=len,
         save=conditioner.save,
-        next_steps=[("try it", f'accord generate {model} --prompt "..."  (asks for the best label)')],
+        next_steps=[("try it", f'accord generate {model_folder(recipe)} --prompt "..."  (asks for the best label)')],
     )
 
 
@@ -58,6 +57,13 @@ def check_values(recipe: CSFTRecipe) -> None:
         _, held_out = as_examples(read_records(whole, recipe.data.eval_path), column)
     if not recipe.reward:
         fit_conditioning(options.template, options.labels, train).check(held_out)
+
+
+def encode_unscored(recipe: CSFTRecipe) -> Callable[[Loaded, Encoder, DataConfig], Encoded[TokenSequence]]:
+    """How rows are encoded, without weights: each under its label; where rewards are to score them, without any."""
+    if not recipe.reward:
+        return _Conditioner(recipe, {}).encode
+    return lambda loaded, encoder, config: encode_examples(as_examples(loaded, None)[0], encoder, config)
 
 
 class _Conditioner:

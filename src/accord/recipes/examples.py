@@ -14,7 +14,7 @@ from accord.errors import ConfigError
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
 from accord.ops.statistics import SumOverRanks
-from accord.recipes.build import Split, check_context, example_stream, load_split, model_facts, start
+from accord.recipes.build import Split, check_context, example_stream, load_split, model_facts, model_folder, start
 from accord.recipes.going_on import ignored_options
 from accord.training.console import Console
 from accord.training.evaluate import evaluate
@@ -105,10 +105,10 @@ def longest_of_pair(pair: EncodedPair) -> int:
 
 def policy_steps(recipe: ExampleRecipe) -> list[tuple[str, str]]:
     """What a person may do with a policy that was learnt from examples."""
-    model = f"{recipe.output}/model"
+    model = model_folder(recipe)
     steps = [("try it", f'accord generate {model} --prompt "..."')]
     if recipe.adapter is not None and type(recipe.adapter).mergeable:
-        steps.append(("as a base", f"accord merge {model} {recipe.output}/merged"))
+        steps.append(("as a base", f"accord merge {model} {model_folder(recipe, 'merged')}"))
     return steps
 
 

@@ -15,7 +15,7 @@ from accord.data import read_records
 from accord.errors import ConfigError, DataError
 from accord.model.adapter_files import saved_config
 from accord.model.adapters import AdapterSet
-from accord.model.classifiers import head_shape
+from accord.model.classifiers import head_shape, refuse_without_words
 from accord.model.forward import why_whole
 from accord.model.loading import (
     Location,
@@ -42,8 +42,11 @@ def check_family(recipe: Recipe) -> Reading:
     Raises:
         ModelError, ConfigError, DataError: it cannot, with the reason and another way.
     """
-    base = locate(recipe.model.source).base
+    location = locate(recipe.model.source)
+    base = location.base
     config = read_config(base, recipe.model.trust_remote_code)
+    if location.adapter is None and not isinstance(recipe, RewardRecipe | ClassifyRecipe):
+        refuse_without_words(recipe.model.path, location, recipe.model.trust_remote_code)
     skeleton = make_skeleton(base, config, trust_remote_code=recipe.model.trust_remote_code)
     reading = choose_reading(base, skeleton)
     if recipe.model.quantize != "none":

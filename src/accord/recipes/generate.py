@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Self
 
 from pydantic import model_validator
@@ -14,6 +15,7 @@ from accord.config.reward import refuse_same_labels
 from accord.data import EncodedPrompt, Encoder
 from accord.data.conditioning import read_conditioning
 from accord.errors import ConfigError
+from accord.model.classifiers import refuse_without_words
 from accord.model.device import choose_device
 from accord.model.loading import locate
 from accord.model.scorer import Scorer
@@ -73,7 +75,7 @@ class _Rewards(Section):
 
 
 def generate(
-    model: ModelConfig,
+    model: ModelConfig | str | Path,
     prompts: Sequence[Text | Prompt],
     options: GenerateOptions | None = None,
     placement: PlacementConfig | None = None,
@@ -89,7 +91,7 @@ def generate(
     divergence from the one that is sampled (`accord.rollout.select.best_of_kl_bound`).
 
     Args:
-        model: a whole model, or an adapter on its base.
+        model: a whole model, or an adapter on its base: folder, hub name, or the section `model` of a recipe.
         prompts: plain text, or conversations for the model's chat template; as `Prompt` with columns for reward functions.
         options: sampling.
         placement: device.
@@ -99,15 +101,19 @@ def generate(
         best_of: responses to choose from; takes the place of `options.samples`.
 
     Raises:
-        ConfigError: prompt and response do not fit into the model, or `best_of` without rewards.
+        ConfigError: prompt and response do not fit into the model, `best_of` without rewards, or one prompt instead of a list.
         ModelError, GenerationError, RewardError: see there.
     """
+    model = model if isinstance(model, ModelConfig) else ModelConfig(path=str(model))
+    if isinstance(prompts, str | Prompt):  # a text is a sequence too, of its letters
+        raise ConfigError("generate takes a list of prompts, and was given one: write [prompt]")
     options = options or GenerateOptions()
     terms = build(_Rewards, {"reward": list(rewards)}).reward
     if best_of is not None:
         options = _with_samples(options, best_of, terms)
     light = open_light(terms)  # before any weights
     check_columns(terms, light, (prompt.columns if isinstance(prompt, Prompt) else {} for prompt in prompts))
+    refuse_without_words(model.path, locate(model.source), model.trust_remote_code)
     roles, encoder = open_model(model, LoraConfig(), choose_device(placement or PlacementConfig()))
     roles.add_reference(ReferenceConfig())  # the frozen model as it was saved: base, or base with its adapter
     add_rewards(terms, roles)

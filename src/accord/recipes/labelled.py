@@ -10,7 +10,7 @@ from accord.data import EncodedLabelled, encode_labelled
 from accord.model.export import save_policy
 from accord.model.roles import Roles
 from accord.ops.statistics import SumOverRanks
-from accord.recipes.build import check_tokenizer
+from accord.recipes.build import check_tokenizer, model_folder
 from accord.recipes.examples import build_examples
 from accord.training.loop import Parts
 
@@ -38,7 +38,7 @@ def build_labelled(
         encode=encode_labelled,
         length=lambda row: len(row.sequence),
         save=save_policy,
-        next_steps=[("try it", f'accord generate {recipe.output}/model --prompt "..."')],
+        next_steps=[("try it", f'accord generate {model_folder(recipe)} --prompt "..."')],
         arrange=arrange,
         least=least,
         look=look,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TypeVar
 
 import torch
@@ -14,11 +15,12 @@ from accord.config import RewardConfig, RewardRecipe
 from accord.data import EncodedPair, encode_pairs, encode_steps
 from accord.errors import TrainingError
 from accord.model.export import save_scorer
-from accord.model.loading import locate
+from accord.model.loading import is_scorer, locate
 from accord.model.roles import Roles
 from accord.model.score_facts import ScoreFacts, write_facts
 from accord.model.scorer import Scorer
 from accord.ops.statistics import moments
+from accord.recipes.build import model_folder
 from accord.recipes.examples import build_examples, longest_of_pair
 from accord.recipes.going_on import method_option
 from accord.training.loop import Parts
@@ -89,8 +91,9 @@ def spread(rows: Sequence[T], most: int) -> list[T]:
 
 
 def _next_step(recipe: RewardRecipe) -> str:
-    policy, reward = recipe.model.path, f"{recipe.output}/model"
-    if locate(recipe.model.source).adapter is not None:
-        policy += method_option(recipe.adapter)
+    """PPO from what the reward model started from, if that writes."""
+    start, reward = locate(recipe.model.source), model_folder(recipe)
+    policy = quote(recipe.model.path) + (method_option(recipe.adapter) if start.adapter is not None else "")
+    policy = "POLICY" if is_scorer(start, recipe.model.trust_remote_code) else policy
     term = "--reward" if recipe.algorithm.level == "response" else "--reward.0.process min --reward.0.model"
     return f"accord ppo --model.path {policy} {term} {reward} --data.path PROMPTS.jsonl --output runs/ppo"

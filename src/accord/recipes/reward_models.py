@@ -10,7 +10,7 @@ import torch
 from accord.config import ClassifierConfig, RewardTerm
 from accord.errors import ModelError
 from accord.model.classifiers import refuse_classes
-from accord.model.loading import locate
+from accord.model.loading import Location, is_scorer, locate
 from accord.model.score_facts import FILE, ScoreFacts, read_facts
 from accord.model.scorer import Scorer
 from accord.rewards import ClassifierReward, EnsembleReward, ModelReward, ProcessReward, RewardSource
@@ -23,8 +23,29 @@ def score_facts(term: RewardTerm) -> list[ScoreFacts]:
         ModelError: what the term wants and what is stored with a model do not fit.
     """
     for path in term.paths:
-        refuse_classes(path, locate(path), "a reward model")
+        location = locate(path)
+        refuse_classes(path, location, "a reward model")
+        check_scorer(path, location, f"reward {term.label}")
     return [_fitting(term, path, read_facts(locate(path))) for path in term.paths]
+
+
+def check_scorer(path: str, location: Location, where: str) -> None:
+    """Refuse what gives no score; needs no weights.
+
+    Args:
+        path: as it was given.
+        location: what it points to.
+        where: it was given, for the message.
+
+    Raises:
+        ModelError: it is a language model, or an adapter of one.
+    """
+    if not is_scorer(location):
+        kind = "an adapter of a language model" if location.adapter is not None else "a language model"
+        raise ModelError(
+            f"{where}: {path} is not a reward model, but {kind}; a reward model is a sequence classifier with one label, or an "
+            "adapter that is one (`accord reward` makes one)"
+        )
 
 
 def _fitting(term: RewardTerm, path: str, stored: ScoreFacts | None) -> ScoreFacts:

@@ -11,11 +11,13 @@ from accord.data import Encoded, EncodedPrompt, Encoder, Loaded, encode_examples
 from accord.errors import ConfigError
 from accord.model.critic import saved_critic
 from accord.model.export import save_policy_and_critic
+from accord.model.loading import locate
 from accord.model.roles import Roles
 from accord.model.scorer import Scorer
 from accord.ops.statistics import SumOverRanks
-from accord.recipes.build import check_context, check_tokenizer, load_split, model_facts, read_rows, start
+from accord.recipes.build import check_context, check_tokenizer, load_split, model_facts, model_folder, read_rows, start
 from accord.recipes.going_on import ignored_options
+from accord.recipes.reward_models import check_scorer
 from accord.recipes.rewards import add_rewards, check_columns, mixed, open_light
 from accord.rewards import MixedReward
 from accord.rollout.collect import Collector
@@ -85,7 +87,7 @@ def build_rollouts(
         save=partial(save_policy_and_critic, roles),
         engine=engine,
         facts=model_facts(recipe, roles, learner.weights) | split.facts | text | _facts(recipe, rewards),
-        next_steps=[("try it", f'accord generate {recipe.output}/model --prompt "..."')],
+        next_steps=[("try it", f'accord generate {model_folder(recipe)} --prompt "..."')],
         notes=ignored_options(recipe, roles),
         longest=longest - rollout.max_new_tokens,
     )
@@ -131,14 +133,18 @@ def _check_ranks(recipe: RolloutRecipe, ranks: Ranks) -> None:
 
 
 def check_critic(recipe: RolloutRecipe) -> None:
-    """Find the critic that was saved beside the policy, if the recipe goes on with it, before any weights are loaded.
+    """Find the critic that the recipe goes on with, saved beside the policy or a model of its own, before any weights are loaded.
 
     Raises:
-        ModelError: it is not there.
+        ModelError: it is not there, or is no reward model where it is to start from one.
     """
     critic = getattr(recipe, "critic", None)
     if critic is not None and critic.start == "saved":
         saved_critic(recipe.model.path, critic.source)
+    if critic is not None and critic.path is not None:
+        location = locate(critic.path)
+        if critic.start == "reward":
+            check_scorer(critic.path, location, "critic.path")
 
 
 def own_rates(recipe: RolloutRecipe) -> dict[str, float]:

@@ -7,6 +7,7 @@ from accord.config import SFTRecipe
 from accord.data import encode_examples
 from accord.model.export import save_policy
 from accord.model.roles import Roles
+from accord.recipes.build import model_folder
 from accord.recipes.examples import build_examples, policy_steps
 from accord.recipes.going_on import method_option
 from accord.training.loop import Parts
@@ -26,6 +27,6 @@ def build(recipe: SFTRecipe) -> Parts:
 
 
 def _next_steps(recipe: SFTRecipe) -> list[tuple[str, str]]:
-    start = f"{recipe.output}/model{method_option(recipe.adapter)}"
+    start = f"{model_folder(recipe)}{method_option(recipe.adapter)}"
     reward = f"accord reward --model.path {start} --data.path PAIRS.jsonl --output runs/reward"
     return [*policy_steps(recipe), ("next", reward)]

@@ -61,19 +61,30 @@ def commands(run: RunData) -> list[tuple[str, str]]:
     folder, model = shlex.quote(str(run.path)), shlex.quote(str(run.path / "model"))
     config = shlex.quote(str(run.path / "config.yaml"))
     resume = [("Go on with this run", f"accord {run.kind} {config} --resume")]
+    method, term = _adapter_option(run), "--reward"
+    if (run.config.get("algorithm") or {}).get("level") == "step":
+        term = "--reward.0.process min --reward.0.model"
     use = {
+        "classify": [],
         "sft": [
             ("Talk to the model", f"accord chat {model}"),
-            ("Teach it from a reward", f"accord ppo --model.path {model} --reward REWARD --data.path PROMPTS.jsonl "
+            ("Teach it from a reward", f"accord ppo --model.path {model}{method} --reward REWARD --data.path PROMPTS.jsonl "
              "--output runs/ppo"),
         ],
         "reward": [
-            ("Use it as the reward", f"accord ppo --model.path POLICY --reward {model} --data.path PROMPTS.jsonl "
+            ("Use it as the reward", f"accord ppo --model.path POLICY {term} {model} --data.path PROMPTS.jsonl "
              "--output runs/ppo"),
         ],
     }.get(run.kind, [("Talk to the model", f"accord chat {model}")])  # fmt: skip
     again = [("Make this page again", f"accord report {folder}")]
     return [*([] if is_complete(run) else resume), *use, *again]
+
+
+def _adapter_option(run: RunData) -> str:
+    """What a command must be given that goes on from the run's adapter: it goes on by its own method alone."""
+    adapter = run.config.get("adapter")
+    method = adapter.get("method", "lora") if isinstance(adapter, dict) else "lora"
+    return "" if method == "lora" else f" --adapter.method {shlex.quote(str(method))}"
 
 
 def _model(run: RunData) -> str:

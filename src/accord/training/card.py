@@ -28,7 +28,8 @@ def write_run_card(parts: Parts, directory: RunDirectory) -> Path:
         Section("Training", f"Trained by `accord {parts.kind}`.\n\n{facts}\n\nVersions: {with_versions}."),
         Section("Results of the last iteration", _table(read_metrics(directory.path))),
         Section(
-            "Recipe", f"As `config.yaml`; `accord {parts.kind} config.yaml` runs it.\n\n```yaml\n{dump(recipe)}```"
+            "Recipe",
+            f"As `config.yaml`; `accord {parts.kind} config.yaml --output NEW` runs it again.\n\n```yaml\n{dump(recipe)}```",
         ),
     ]
     hidden = dict(_shortened(recipe.model_dump(mode="json")))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any, Protocol
 
 import torch
@@ -133,7 +134,7 @@ def run_loop(
                     _checkpoint(parts, directory, iteration + 1)
                 parts.learner.ranks.barrier()
         except KeyboardInterrupt:
-            go_on = f"Go on with: accord {parts.kind} --output {directory.path} --resume"
+            go_on = f"Go on with: accord {parts.kind} --output {quote(str(directory.path))} --resume"
             raise RunError(f"stopped. {go_on if read_metrics(directory.path) else 'Nothing was learnt yet'}") from None
         finally:
             for sink in sinks:

@@ -17,6 +17,19 @@ TIMEOUT = timedelta(minutes=30)
 """A rank that waits longer than this for the others fails, and names the operation it waited in."""
 
 
+def check_torchrun() -> None:
+    """See whether there is a group to join.
+
+    Raises:
+        ConfigError: the process was not started by torchrun.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        raise ConfigError(
+            "placement.type: torchrun needs a process started by torchrun: "
+            "torchrun --nproc-per-node 2 -m accord ppo recipe.yaml"
+        )
+
+
 class Ranks:
     """The processes that learn together. Their gradients are added, since losses are divided by counts over all ranks."""
 
@@ -30,11 +43,7 @@ class Ranks:
         Raises:
             ConfigError: the process was not started by torchrun.
         """
-        if "WORLD_SIZE" not in os.environ:
-            raise ConfigError(
-                "placement.type: torchrun needs a process started by torchrun: "
-                "torchrun --nproc-per-node 2 -m accord ppo recipe.yaml"
-            )
+        check_torchrun()
         if not dist.is_initialized():
             dist.init_process_group(timeout=TIMEOUT)  # a backend for each device: counts live on the CPU
         return cls(dist.get_rank(), dist.get_world_size())

@@ -26,6 +26,8 @@ from accord.training.state import remove_partial
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
+BEGUN = (".lock", f".{CONFIG}.partial")
+"""What lies in a run's folder before its recipe does."""
 MAY_CHANGE: set[tuple[str, ...]] = {
     ("train", key) for key in ("iterations", "steps", "epochs", "checkpoint_every", "keep", "sinks", "log_every")
 }
@@ -66,7 +68,7 @@ class RunDirectory:
 
         Raises:
             RunError: it is in use by another process, or holds a run and `resume` is not set, or cannot be written.
-            ConfigError: the run in it has another recipe.
+            ConfigError: the run in it has another recipe, or what it holds is no run.
         """
         self.path = Path(recipe.output)
         self.recipe = recipe
@@ -83,8 +85,11 @@ class RunDirectory:
         if resume and used:
             refuse_changed(self.path, recipe)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # nothing is there to go on from, so not what `writing` says
+            raise RunError(f"output {self.path} cannot be made: {error.strerror}: {error.filename}") from error
+        try:
             with writing("the recipe", self.path):
-                self.path.mkdir(parents=True, exist_ok=True)
                 self._lock = self._take_lock()
                 if self._fresh:
                     self.write_recipe()
@@ -138,14 +143,14 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def is_used(folder: Path) -> bool:
-    """Whether a folder holds anything.
+    """Whether a folder holds anything but what a run leaves that was killed while it began.
 
     Raises:
         RunError: it is a file.
     """
     if folder.is_file():
         raise RunError(f"output {folder} is a file; a run needs a folder of its own")
-    return folder.exists() and any(entry.name != ".lock" for entry in folder.iterdir())
+    return folder.exists() and any(entry.name not in BEGUN for entry in folder.iterdir())
 
 
 def refuse_used(folder: Path) -> None:
@@ -165,10 +170,15 @@ def refuse_changed(folder: Path, recipe: Recipe) -> None:
     """Refuse to go on with a run by another recipe than the one it was made with.
 
     Raises:
-        ConfigError: they differ where a resumed run may not change.
+        ConfigError: they differ where a resumed run may not change, or what lies in the folder is no run.
     """
     saved = read_saved(folder)
-    changed = changed_keys(saved, recipe) if saved else []
+    if not saved:
+        raise ConfigError(
+            f"--resume: {folder} holds no run (there is no {CONFIG}), but other files, which a run would write over; give the "
+            "`output` of a run, or leave out --resume and choose a new one. Nothing was changed"
+        )
+    changed = changed_keys(saved, recipe)
     if changed:
         raise ConfigError(
             f"--resume goes on with the recipe in {folder / CONFIG}, and this one differs:\n  - "

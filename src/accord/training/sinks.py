@@ -13,6 +13,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -246,6 +247,17 @@ SINKS: dict[str, Callable[[Path, Mapping[str, Any], int | None], Sink]] = {
     "trackio": TrackioSink,
 }
 """Trackers by the name in `train.sinks`."""
+
+
+def check_sinks(names: Iterable[str]) -> None:
+    """Look for the packages of trackers; nothing is opened.
+
+    Raises:
+        ConfigError: one is not installed.
+    """
+    for name in names:
+        if find_spec(name) is None:
+            raise _missing(name)
 
 
 def open_sinks(

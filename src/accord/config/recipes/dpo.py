@@ -83,6 +83,10 @@ class DPOConfig(AlgorithmConfig):
                 f"label_smoothing is defined for {', '.join(SMOOTHED)}; {self.loss} has none, so it must be 0 "
                 f"(given: {self.label_smoothing})"
             )
+        if self.f_divergence != "alpha":
+            self.refuse_idle(("f_alpha",), f"it is of f_divergence: alpha, and here that is {self.f_divergence}")
+        if self.loss != "discopop":
+            self.refuse_idle(("discopop_tau",), f"it is of loss: discopop, and the loss here is {self.loss}")
         if self.loss == "exo" and self.label_smoothing == 0:
             raise ValueError("exo takes the logarithm of label_smoothing, so it must be above 0 (its authors: 0.001)")
         if self.margin_coef and self.loss not in WITH_MARGIN:
