@@ -210,12 +210,12 @@ def test_a_base_that_was_moved_is_named(tmp_path: Path):
     (tmp_path / "base2").mkdir()
     config = tmp_path / "adapter" / "adapter_config.json"
     for base in (str(tmp_path / "base"), "./nowhere/base", "a/b/c", "~/nowhere/base"):
-        config.write_text(json.dumps({"base_model_name_or_path": base}))
+        config.write_text(json.dumps({"base_model_name_or_path": base, "peft_type": "LORA"}))
         with pytest.raises(ModelError, match=f"base of the adapter {tmp_path}/adapter is gone: there is no {base}"):
             locate(str(tmp_path / "adapter"))
-    config.write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "base")}))
+    config.write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "base"), "peft_type": "LORA"}))
     with pytest.raises(ModelError, match=f"did you mean {tmp_path}/base2"):
         locate(str(tmp_path / "adapter"))
     for base in ("gpt2", "some-one/some-model", str(tmp_path / "base2")):
-        config.write_text(json.dumps({"base_model_name_or_path": base}))
+        config.write_text(json.dumps({"base_model_name_or_path": base, "peft_type": "LORA"}))
         assert locate(str(tmp_path / "adapter")).base == base

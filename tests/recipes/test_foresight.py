@@ -26,7 +26,7 @@ def test_forecast_and_measure_stand_side_by_side(kind, model_folder, tmp_path, c
     told = f"{last['memory/forecast_gib']:.2f}"
     assert re.search(rf"memory +peak \d\.\d\d GiB \(.*\);\s+the forecast\s+was {told} GiB\s+\([+-]\d+%\)", said)
     # The rows are short, and the forecast of the run knows it.
-    assert last["memory/forecast_gib"] * 2**30 <= forecast(recipe, foresight.foresight.device_of(recipe)).peak
+    assert last["memory/forecast_gib"] * 2**30 <= forecast(recipe, foresight.device_of(recipe)).peak
 
 
 def test_a_run_does_not_fail_for_want_of_a_forecast(model_folder, tmp_path, monkeypatch, capsys):
@@ -43,7 +43,7 @@ def test_a_run_does_not_fail_for_want_of_a_forecast(model_folder, tmp_path, monk
 
 def test_one_that_does_not_fit_is_told_with_what_would_help(model_folder, tmp_path, monkeypatch, capsys):
     given = recipe_dict("sft", model_folder("llama"), tmp_path)
-    room = forecast(build(RECIPES["sft"], given), foresight.foresight.device_of(build(RECIPES["sft"], given))).peak - 1
+    room = forecast(build(RECIPES["sft"], given), foresight.device_of(build(RECIPES["sft"], given))).peak - 1
     monkeypatch.setattr(foresight, "memory_bytes", lambda device: room)
     assert not foresight.foresee(build(RECIPES["sft"], given)).fits
     lines = foresight.lines(build(RECIPES["sft"], given))

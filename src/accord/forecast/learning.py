@@ -14,6 +14,8 @@ from accord.forecast.shapes import Architecture, Experts, Layer
 
 MERGED_EXPERTS = ("mixtral", "qwen3_moe")
 """Families whose experts peft adapts with `all-linear`, too."""
+LEFT_OUT = {"mamba": ("x", "dt", "out"), "jamba": ("dt",)}
+"""Family -> what `all-linear` leaves out of it, as `accord.model.methods` does: weights that are read past any adapter."""
 STATES: dict[str, float] = {
     **dict.fromkeys(("adam", "adamw", "nadam", "radam", "adamax", "adadelta", "rprop", "pagedadam", "pagedadamw"), 2.0),
     "lamb": 2.0,
@@ -104,7 +106,7 @@ def learning_adapter(config: Any, shape: Architecture) -> Adapter:
 
 def _targeted(targets: Any, number: int, role: str, name: str, shape: Architecture) -> bool:
     if targets == "all-linear":
-        return not (role == "out" and "mamba" in shape.family)  # as `accord.model.adapters` leaves it out
+        return role not in LEFT_OUT.get(shape.family, ())
     if isinstance(targets, str):
         part = "mlp" if role in ("gate", "up", "down") else "self_attn"
         return any(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable
 from datetime import timedelta
@@ -30,6 +31,13 @@ def check_torchrun() -> None:
         )
 
 
+def _leave() -> None:
+    """Leave the group before the interpreter goes: threads of gloo that are still there then abort the process, though the run
+    was whole."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 class Ranks:
     """The processes that learn together. Their gradients are added, since losses are divided by counts over all ranks."""
 
@@ -46,6 +54,7 @@ class Ranks:
         check_torchrun()
         if not dist.is_initialized():
             dist.init_process_group(timeout=TIMEOUT)  # a backend for each device: counts live on the CPU
+            atexit.register(_leave)
         return cls(dist.get_rank(), dist.get_world_size())
 
     @property
