@@ -238,12 +238,13 @@ class Blocks:
         width = layer.heads * layer.head_dim
         out = tape.value(width, q.item, q.grad or k.grad or v.grad)
         sums = tape.value(layer.heads, FLOAT, False)
-        own = [part for part in (q, k, v) if part.size] + ([whole] if whole is not None else [])
-        own += self._joined(layer, k, v) if self.how.joined else []
+        others = [whole] if whole is not None else []
+        others += self._joined(layer, k, v) if self.how.joined else []
+        own = [part for part in (q, k, v) if part.size] + others
         tape.add([], sums)
         masks = self._masks(layer, q.item)
         tape.add(
-            [q, k, v, *own, sums],
+            [q, k, v, *others, sums],
             out,
             own if self.how.own_backward else [*own, out, sums, *masks],
         )

@@ -57,12 +57,12 @@ def check_family(recipe: Recipe) -> Reading:
         head_shape(base, config, recipe.algorithm.level)
     if recipe.adapter is not None and not type(recipe.adapter).mergeable:
         check_virtual_tokens(recipe.adapter.method, base, reading, skeleton)
-    if locate(recipe.model.source).adapter is None:
+    if location.adapter is None:
         check_targets(getattr(recipe.adapter, "targets", None), base, skeleton)
     if reading.way == "encoder-decoder" and not isinstance(recipe, RolloutRecipe):
         _check_prompts(recipe, base)
     if isinstance(recipe.adapter, LoraConfig):
-        _check_experts(recipe.adapter, locate(recipe.model.source), skeleton)
+        _check_experts(recipe.adapter, location, skeleton)
     return reading
 
 

@@ -32,8 +32,8 @@ class RejectionConfig(RolloutAlgorithm):
     def _threshold_fits(self) -> Self:
         if (self.keep == "threshold") != (self.threshold is not None):
             raise ValueError("`threshold` goes with `keep: threshold`, and `keep: threshold` needs a `threshold`")
-        if self.keep != "fraction" and self.fraction != type(self).model_fields["fraction"].default:
-            raise ValueError(f"`fraction` goes with `keep: fraction` (given: `keep: {self.keep}`)")
+        if self.keep != "fraction":
+            self.refuse_idle(("fraction",), f"it is of keep: fraction, and here that is {self.keep}")
         return self
 
 
