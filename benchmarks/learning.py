@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -151,7 +152,8 @@ class Bench:
 
     def _run(self, job: dict[str, Any]) -> None:
         folder = Path(job["folder"])
-        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)  # what a run that was stopped has left
+        folder.mkdir(parents=True)
         trl = self.asked.trl_ppo if job["method"] == "ppo" else self.asked.trl
         if job["library"] == "trl" and trl is None:
             raise SystemExit("runs with trl need --trl-ppo and --trl; --libraries accord leaves them out")

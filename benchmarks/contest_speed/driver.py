@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -28,7 +29,7 @@ class Process:
     def __init__(
         self, side: Side, job: dict[str, Any], folder: Path, peers: dict[str, Path | None], threads: int
     ) -> None:
-        self.side, self.log = side, folder / f"{side.label.replace(' ', '-').replace(',', '')}.log"
+        self.side, self.log = side, folder / f"{re.sub(r'[^a-z]+', '-', side.label)}.log"
         path = self.log.with_suffix(".job.json")
         path.write_text(json.dumps(job))
         python = str(peers["vllm"]) if side.peer == "vllm" else sys.executable

@@ -21,7 +21,7 @@ def write_results(output: Path, results: Path, about: str, name: str) -> None:
     made = {f"{one['commit']}, {one['machine']}, {one['threads']} threads" for one in found.values() if "turns" in one}
     lines += [f"Made at {place}." for place in sorted(made)]
     lines += ["", "Medians of all turns, smallest and largest in brackets; the factor is the median over turns.", ""]
-    lines += ["| work | accord | against | | factor | must reach | |", "|---|---|---|---|---|---|---|"]
+    lines += ["| work | side | | against | | factor | must reach | |", "|---|---|---|---|---|---|---|---|"]
     for row in ROWS:
         if row.name in found and row.measure != "growth":
             lines += table_lines(row, found[row.name])
@@ -46,21 +46,18 @@ def value(row: Row, answer: Found, pairs: int) -> float:
 
 
 def table_lines(row: Row, found: Found) -> list[str]:
-    """One line for each other side of a row."""
+    """One line for each target of a row whose sides were both there."""
     if "failed" in found:
-        return [f"| {row.title} | failed: {found['failed']} | | | | | |"]
-    ours, *others = [
-        (label, [value(row, turn, found["pairs"]) for turn in turns]) for label, turns in found["turns"].items()
-    ]
+        return [f"| {row.title} | | failed: {found['failed']} | | | | | |"]
+    sides = {label: [value(row, turn, found["pairs"]) for turn in turns] for label, turns in found["turns"].items()}
     lines = []
-    for label, theirs in others:
-        factors = [factor(row, mine, other) for mine, other in zip(ours[1], theirs, strict=True)]
-        middle, target = statistics.median(factors), row.targets[label]
-        reached = middle <= target if row.measure == "memory" else middle >= target
-        lines.append(
-            f"| {row.title} | {spread(ours[1])} | {label} | {spread(theirs)} | {middle:.3g} | {target:g} | "
-            f"{'yes' if reached else 'no'} |"
-        )
+    for target in row.targets:
+        if target.side in sides and target.against in sides:
+            mine, theirs = sides[target.side], sides[target.against]
+            middle = statistics.median(factor(row, *both) for both in zip(mine, theirs, strict=True))
+            reached = middle <= target.reach if row.measure == "memory" else middle >= target.reach
+            cells = [row.title, target.side, spread(mine), target.against, spread(theirs), f"{middle:.3g}"]
+            lines.append(f"| {' | '.join(cells)} | {target.reach:g} | {'yes' if reached else 'no'} |")
     return lines
 
 

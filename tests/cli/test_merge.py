@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from accord.cli import main
 from accord.errors import RunError
+from accord.model.loading import load_weights
 from accord.model.merging import merge
 from recipes.tiny_runs import run
 
@@ -27,6 +28,30 @@ def test_the_merged_model_gives_the_adapters_logits(dtype, base, finished, tmp_p
         ours, theirs = merged.float().eval()(ids).logits, adapted.eval()(ids).logits
     tolerance = 1e-4 if dtype == "float32" else 0.1
     assert torch.allclose(ours, theirs, atol=tolerance * float(theirs.abs().max()))
+
+
+def test_sums_are_rounded_once_and_the_base_is_never_wider_than_its_files(base, tmp_path: Path, monkeypatch):
+    """Delta rounded to bfloat16 before it is added would be another number now and then."""
+    half = AutoModelForCausalLM.from_pretrained(base).to(torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "half")
+    adapter = run("sft", tmp_path / "half", tmp_path / "run").model
+    wrapped = peft.PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "half", dtype=torch.float32), str(adapter)
+    )
+    layer = wrapped.base_model.model.model.layers[1].mlp.up_proj
+    exact = layer.base_layer.weight + layer.get_delta_weight("default")
+    types = []
+
+    def load(*args, **kwargs):
+        types.append(args[1])
+        return load_weights(*args, **kwargs)
+
+    monkeypatch.setattr("accord.model.merging.load_weights", load)
+    merge(adapter, tmp_path / "merged", torch.bfloat16)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert types == [torch.bfloat16] and {weight.dtype for weight in merged.parameters()} == {torch.bfloat16}
+    assert torch.equal(merged.model.layers[1].mlp.up_proj.weight, exact.to(torch.bfloat16))
 
 
 def test_a_folder_that_is_not_empty_is_refused(finished, tmp_path: Path, capsys):

@@ -47,6 +47,15 @@ def test_a_tiny_recipe_by_hand(tmp_path):
     assert PROCESS < told.peak < PROCESS + 60_000
 
 
+def test_rows_are_no_longer_than_the_models_positions(tmp_path):
+    folder = shape_folder(tmp_path, TINY | {"max_position_embeddings": 20})
+    recipe = recipe_of("sft", folder, data={"max_tokens": 512})
+    assert forecast(recipe, BIG).work.longest == 20
+    assert forecast(recipe, BIG, longest=7).work.longest == 7
+    prompts = recipe_of("sft", folder, data={"max_tokens": 512}, adapter={"method": "prompt", "tokens": 5})
+    assert forecast(prompts, BIG).work.longest == 15
+
+
 @pytest.mark.parametrize(
     ("less", "more"),
     [

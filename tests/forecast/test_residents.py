@@ -108,6 +108,22 @@ def test_a_reward_model_on_the_same_base_costs_its_adapter_alone(model_folder, t
     assert held(own.weights, "base", "reward") == architecture_of(base).parameters * 4
 
 
+@pytest.mark.parametrize("method", ["lora", "adalora", "ia3", "prefix", "ptuning", "prompt"])
+def test_a_run_that_goes_on_has_the_saved_adapters_shape_and_not_the_recipes(method, model_folder, tmp_path):
+    saved = {
+        "lora": {"r": 3, "targets": ("q_proj", "up_proj"), "dora": True},
+        "adalora": {"init_r": 4, "target_r": 3, "targets": ("q_proj", "up_proj")},
+        "ia3": {"targets": ("k_proj", "down_proj"), "feedforward": ("down_proj",)},
+        "prefix": {"tokens": 3, "projection": True},
+    }.get(method, {"tokens": 3})
+    roles = policy_of(model_folder("llama"), METHODS[method](**saved), "auto")
+    roles.adapters.save("policy", tmp_path / "adapter")
+    goes_on = policy_of(tmp_path / "adapter", METHODS[method](), "auto")
+    told = residents(recipe_of("sft", str(tmp_path / "adapter"), adapter={"method": method}))
+    learnt = sum(weight.numel() for weight in goes_on.trainable("policy").values())
+    assert told.learners[0].parameters == learnt
+
+
 def architecture_of(folder):
     import json
 

@@ -216,6 +216,9 @@ def test_an_address_that_cannot_be_used():
         RewardServer(server.rewards, port=server.server_address[1])
     with pytest.raises(ConfigError, match="--port 70000"):
         RewardServer(server.rewards, port=70000)
+    for host in ("no such host", "203.0.113.1"):  # the second is kept for documentation, and nobody's
+        with pytest.raises(ConfigError, match=f"cannot listen on {host}:0: .*; --host is a name or IPv4 address"):
+            RewardServer(server.rewards, host, 0)
     assert is_loopback("localhost") and not is_loopback("0.0.0.0")
 
 

@@ -60,13 +60,38 @@ def optimizer_bytes(name: str, keywords: Mapping[str, Any], item: int) -> float:
     return states * item
 
 
-def learning_adapter(config: Any, shape: Architecture) -> Adapter:
+def saved_section(config: Any, told: Mapping[str, Any]) -> Any:
+    """The recipe's section with the shape of a saved adapter, which a run that goes on from it keeps; as
+    `accord.model.methods.kept_options`, which needs peft.
+
+    Args:
+        config: the section, of any method.
+        told: what peft wrote about the saved one.
+    """
+    targets, feedforward = told.get("target_modules"), told.get("feedforward_modules")
+    kept = {
+        "targets": tuple(targets) if isinstance(targets, list) else targets,
+        "feedforward": tuple(feedforward) if isinstance(feedforward, list) else None,
+        "r": told.get("r"),
+        "init_r": told.get("target_r" if told.get("rank_pattern") else "init_r"),  # pruned, or not yet
+        "dora": told.get("use_dora"),
+        "tokens": told.get("num_virtual_tokens"),
+        "projection": False,  # networks that made virtual tokens are gone
+    }
+    known = type(config).model_fields
+    return config.model_copy(update={key: value for key, value in kept.items() if key in known and value is not None})
+
+
+def learning_adapter(config: Any, shape: Architecture, saved: Mapping[str, Any] | None = None) -> Adapter:
     """The weights of the recipe's adapter section on a base.
 
     Args:
         config: the section, of any method.
         shape: of the base.
+        saved: what peft wrote about the adapter that the run goes on from, if it does.
     """
+    if saved:
+        config = saved_section(config, saved)
     method = config.method
     if method in ("lora", "adalora"):
         rank = config.r if method == "lora" else config.init_r
@@ -94,7 +119,7 @@ def learning_adapter(config: Any, shape: Architecture) -> Adapter:
             count = config.tokens * token + (token + 1) * hidden + (hidden + 1) * len(shape.layers) * width
         return Adapter(count, prefix=config.tokens)
     count = config.tokens * shape.hidden
-    if method == "ptuning":
+    if method == "ptuning" and not saved:
         h = config.hidden
         if config.encoder == "mlp":
             count += (shape.hidden + 1) * h + (h + 1) * h + (h + 1) * shape.hidden

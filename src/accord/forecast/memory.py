@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from accord.config import Recipe
+from accord.config import Recipe, RolloutRecipe
 from accord.forecast.devices import Device
 from accord.forecast.passes import Passes
 from accord.forecast.residents import Learner, Residents, Term, residents
@@ -79,7 +79,8 @@ def forecast(recipe: Recipe, device: Device, longest: int | None = None) -> Fore
     """
     ranks = device.count if recipe.placement.type == "torchrun" else 1
     held = residents(recipe)
-    work = workload(recipe, ranks, longest, shares=shares_prefixes(recipe, held.learners))
+    bounds = [tokens for tokens in (longest, _positions(recipe, held)) if tokens is not None]
+    work = workload(recipe, ranks, min(bounds, default=None), shares=shares_prefixes(recipe, held.learners))
     passes = Passes(recipe, held, work, device)
     process = PROCESS + (RECORDING if work.rows else 0)
     base = [Term("all", "process", process if device.cpu else CONTEXT)]
@@ -97,6 +98,13 @@ def forecast(recipe: Recipe, device: Device, longest: int | None = None) -> Fore
     update = [_with(steady, terms, device) for terms in passes.update(ranks)]
     phases["update"] = max(update, key=lambda terms: sum(term.bytes for term in terms))
     return Forecast(recipe.algorithm.type, device, phases, work, tuple(_notes(recipe, held, device)), held.facts)
+
+
+def _positions(recipe: Recipe, held: Residents) -> int | None:
+    """Most tokens of an example's row that the model has positions for; rollouts that are longer are refused."""
+    if isinstance(recipe, RolloutRecipe) or held.positions is None:
+        return None
+    return held.positions - max(x.adapter.virtual + x.adapter.prefix if x.adapter else 0 for x in held.learners)
 
 
 def shares_prefixes(recipe: Recipe, learners: Iterable[Learner]) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,10 @@ class Found:
     """Folder of the adapter that the path named."""
     adapter_parameters: int = 0
     """Numbers in that adapter's file."""
+    adapter_config: Mapping[str, Any] = field(default_factory=dict)
+    """What peft wrote about it."""
+    positions: int | None = None
+    """Most tokens of a sequence, where the model has a bound."""
 
 
 def find_model(path: str) -> Found:
@@ -67,14 +72,18 @@ def _with_adapter(folder: Path) -> Found:
     found = find_model(str(beside) if not Path(base).exists() and beside.exists() else base)
     count = parameters_of(folder / "adapter_model.safetensors")
     scorer = told.get("task_type") == "SEQ_CLS"
-    return Found(found.base, found.shape, scorer, folder, count)
+    return replace(found, scorer=scorer, adapter=folder, adapter_parameters=count, adapter_config=told)
 
 
 @cache
 def _read(folder: Path) -> Found:
     told = _json(folder / CONFIG)
     scorer = any("SequenceClassification" in name for name in told.get("architectures") or ())
-    return Found(str(folder), architecture(told, str(folder / CONFIG)), scorer)
+    text = told.get("text_config", told)
+    positions = text.get(
+        "max_position_embeddings", text.get("n_positions") if told.get("model_type") == "gpt2" else None
+    )
+    return Found(str(folder), architecture(told, str(folder / CONFIG)), scorer, positions=positions)
 
 
 def _json(file: Path) -> dict[str, Any]:

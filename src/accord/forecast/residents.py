@@ -69,6 +69,8 @@ class Residents:
     loads: list[Load] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
+    positions: int | None = None
+    """Most tokens of a sequence of the model that learns, where it has a bound."""
 
 
 def weight_bytes(shape: Architecture, item: int, quantize: str = "none") -> int:
@@ -111,13 +113,13 @@ def residents(recipe: Recipe) -> Residents:
 class _Plan:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.kind = recipe, recipe.algorithm.type
-        self.held = Residents()
         self.base = find_model(recipe.model.source)
+        self.held = Residents(positions=self.base.positions)
         self.shape = self.base.shape
         self.quantize = quantization(recipe)
         self.full = recipe.adapter is None
         self.item = item_of(recipe.model.dtype, self.shape, trained=self.full)
-        self.adapter = None if self.full else learning_adapter(recipe.adapter, self.shape)
+        self.adapter = None if self.full else learning_adapter(recipe.adapter, self.shape, self.base.adapter_config)
         self.bits = {"int8": 8, "nf4": 4}.get(self.quantize, 0)
 
     def make(self) -> Residents:

@@ -8,6 +8,7 @@ from typing import Any
 
 import peft
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 
 from accord.config import METHODS, ModelConfig
@@ -24,6 +25,7 @@ from accord.model.loading import (
     load_weights,
     locate,
     read_adapter_config,
+    weight_type,
 )
 from accord.model.methods import METHOD_OF, PAST_LAYER
 from accord.model.saving import save_model
@@ -86,12 +88,14 @@ def check_mergeable(folder: Path, purpose: str) -> None:
         )
 
 
-def folded_in(model: Any, folder: Path) -> Any:
-    """A model with a saved adapter as part of its weights, in their type; the one that is given is used up.
+def folded_in(model: Any, folder: Path, dtype: torch.dtype | None = None) -> Any:
+    """A model with a saved adapter as part of its weights; the one that is given is used up. Each sum is made in float32, one
+    layer at a time, and rounded once.
 
     Args:
         model: of transformers, as the adapter's task needs it.
         folder: of the adapter.
+        dtype: type of the sums; without it that of the layers as they are.
 
     Raises:
         ModelError: the adapter changes one of several layers that are one weight, such as a tied embedding: all would change;
@@ -117,7 +121,15 @@ def folded_in(model: Any, folder: Path) -> Any:
                 f"{folder} adapts {layer}, whose weight {model.config.model_type} reads past the adapter, so folded in it would "
                 "do what it does not as an adapter: use the adapter as it is, or train one without that layer (adapter.targets)"
             )
-    return wrapped.merge_and_unload(safe_merge=True)
+    for layer in wrapped.modules():
+        if isinstance(layer, BaseTunerLayer):
+            below = layer.get_base_layer()
+            kinds = {parameter: parameter.dtype for parameter in below.parameters()}
+            below.float()
+            layer.merge(safe_merge=True)
+            for parameter, kind in kinds.items():
+                parameter.data = parameter.data.to(dtype or kind)
+    return wrapped.unload()
 
 
 def _wrapped(model: Any, folder: Path) -> Any:
@@ -154,7 +166,7 @@ def _adds(layer: Any) -> bool:
 
 def merge(adapter: Path, output: Path, dtype: torch.dtype, trust_remote_code: bool = False) -> Path:
     """Fold an adapter into its base and save an ordinary model: W + (alpha / r) B A (for LoRA), added in float32, stored in
-    `dtype`.
+    `dtype`. The base of a language model is read in the type of its files, so with `dtype` the same there is no larger copy.
 
     A reward model's adapter gives a sequence-classification model, a classifier's a classifier with the names of its labels.
 
@@ -173,13 +185,16 @@ def merge(adapter: Path, output: Path, dtype: torch.dtype, trust_remote_code: bo
     cpu = torch.device("cpu")
     config = ModelConfig(path=str(adapter), trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(config, location)
+    # Whole layers that the adapter brings, heads for one, would be rounded to the type of a base that is in 16 bits.
+    brings = bool(read_adapter_config(location.adapter).get("modules_to_save"))
+    kind = torch.float32 if scorer or facts is not None or brings else weight_type(config, location, trained=False)
     if facts is not None:
-        base = load_for_adapter(location.base, facts, torch.float32, trust_remote_code)
+        base = load_for_adapter(location.base, facts, kind, trust_remote_code)
     else:
         base = load_weights(
-            location.base, torch.float32, cpu, scorer=scorer, headless=scorer, trust_remote_code=trust_remote_code
+            location.base, kind, cpu, scorer=scorer, headless=scorer, trust_remote_code=trust_remote_code
         )
-    merged = folded_in(base, location.adapter)
+    merged = folded_in(base, location.adapter, dtype)
     if scorer or facts is not None:
         merged.config.pad_token_id = distinct_padding(tokenizer)
     try:

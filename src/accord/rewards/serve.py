@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hmac
 import json
 import signal
@@ -81,9 +82,9 @@ class RewardServer(ThreadingHTTPServer):
         try:
             super().__init__((host, port), _Handler)
         except OSError as error:
-            raise ConfigError(
-                f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port"
-            ) from error
+            elsewhere = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+            other = "--host is a name or IPv4 address of this machine" if elsewhere else "choose another --port"
+            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}; {other}") from error
         except OverflowError as error:
             raise ConfigError(f"--port {port} is none: it is a number from 0 to 65535") from error
 
