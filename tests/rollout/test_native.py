@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +70,43 @@ def test_greedy_equals_transformers_token_for_token(family, model_folder, reques
         assert [(c.token_ids, c.finish_reason) for c in done] == [cut(tokens, stops) for tokens in wanted]
         assert all(len(c.logprobs) == len(c.token_ids) for c in done)
     assert {c.finish_reason for c in done} == {"stop", "length"}, "the case has responses of both kinds"
+
+
+@pytest.mark.parametrize("virtual", [0, 3])
+def test_a_prompt_is_computed_once_for_all_its_samples(model_folder, requests_, counted, virtual: int) -> None:
+    """Also for those that have to wait for a row."""
+    adapter = PromptConfig(tokens=virtual) if virtual else LoraConfig(r=4)
+    roles = roles_of(model_folder("llama_grouped"), adapter)
+    sampling = Sampling(NEW, temperature=1.3, stop_ids=frozenset(range(40, 60)))
+    prompts = [requests_[n] for n in (2, 6, 8)]
+    samples = [replace(one, seed=100 * n + k) for n, one in enumerate(prompts) for k in range(5)]
+    wanted = [NativeEngine(roles, 1).generate([one], sampling)[0] for one in samples]
+    read = counted(roles)
+    assert same(NativeEngine(roles, 4).generate(samples, sampling), wanted)
+    computed = [token for ids in read if len(ids) > 4 for token in ids]  # a step has one token for each of four rows
+    assert computed == [token for one in prompts for token in one.prompt_ids]
+
+
+def test_what_prompts_begin_with_alike_is_computed_once(engine_roles: Roles, requests_, counted) -> None:
+    common = tuple(range(100, 140))
+    prompts = [replace(one, prompt_ids=common + one.prompt_ids) for one in requests_]
+    wanted = [NativeEngine(engine_roles, 1).generate([one], GREEDY)[0] for one in prompts]
+    read = counted(engine_roles)
+    assert same(NativeEngine(engine_roles, 64).generate(prompts, GREEDY), wanted)
+    assert len(read[0]) == 40 + sum(len(one.prompt_ids) for one in requests_)
+
+
+@pytest.fixture
+def counted() -> Callable[[Roles], list[list[int]]]:
+    """Notes the tokens of each forward pass of a policy."""
+
+    def note(roles: Roles) -> list[list[int]]:
+        read: list[list[int]] = []
+        embeddings = roles.model.get_input_embeddings()
+        embeddings.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].flatten().tolist()))
+        return read
+
+    return note
 
 
 def test_an_adapter_s_policy_is_what_samples(model_folder, requests_, shake, tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ class RowCache:
         self.lengths = torch.zeros(rows, dtype=torch.long)
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
+        self._blocks = (self._keys, self._values)
+        self._kept: list[dict[int, Tensor]] = []
         self._prefill: tuple[Tensor, Tensor, Tensor] | None = None
         self._row_N, self._column_N = self.lengths, self.lengths  # where the tokens of a step go
         self._written: dict[int, Tensor] = {}
@@ -50,6 +52,23 @@ class RowCache:
         )
         self.lengths[rows] = counts
         self.active += len(counts)
+
+    def keep(self, columns: int) -> None:
+        """Put the first columns of the last active row aside, for `repeat`."""
+        last = self.active - 1
+        self._kept = [
+            {layer: block[last, :, :columns].clone() for layer, block in blocks.items()} for blocks in self._blocks
+        ]
+
+    def repeat(self, times: int) -> None:
+        """So many new rows begin with what was put aside last."""
+        new, columns = slice(self.active, self.active + times), 0
+        for blocks, kept in zip(self._blocks, self._kept, strict=True):
+            for layer, part in kept.items():
+                columns = part.shape[1]
+                blocks[layer][new, :, :columns] = part
+        self.lengths[new] = columns
+        self.active += times
 
     def begin_step(self, new: Sequence[int] | None = None) -> Step:
         """The next forward pass brings so many tokens for each active row (by default one each), end to end."""
@@ -88,8 +107,8 @@ class RowCache:
         last = self.active - 1
         if row != last:
             length = int(self.lengths[last])
-            for store in (*self._keys.values(), *self._values.values()):
-                store[row, :, :length] = store[last, :, :length]
+            for block in (*self._keys.values(), *self._values.values()):
+                block[row, :, :length] = block[last, :, :length]
             self.lengths[row] = length
         self.active = last
         return last
@@ -110,7 +129,7 @@ class RowCache:
         if columns <= self.columns:
             return
         self.columns = max(columns, 2 * self.columns)
-        for blocks in (self._keys, self._values):
+        for blocks in self._blocks:
             for layer, old in blocks.items():
                 new = old.new_zeros(self.rows, old.shape[1], self.columns, old.shape[3])
                 new[:, :, : old.shape[2]] = old

@@ -149,6 +149,8 @@ class _Generation:
         self.finished: list[Completion | None] = [None] * len(requests)
         self.virtual = role.prompt.tokens if role.prompt is not None else 0  # before each prompt, and in the cache
         self.cache = cache
+        self.latest: tuple[tuple[int, ...], Tensor] | None = None
+        """The prompt that was computed last, if more of its samples wait for a row, and the state behind it, [1, H]."""
 
     def run(self) -> list[Completion]:
         while self.waiting or self.flying:
@@ -166,11 +168,29 @@ class _Generation:
         return free >= min(max(1, self.cache.rows // 8), len(self.waiting))
 
     def _admit(self) -> None:
-        """Run waiting prompts through the model and draw their first tokens."""
+        """Waiting sequences begin: their prompts are put into rows, and their first tokens are drawn."""
+        first = len(self.flying)
+        self._advance(torch.cat(self._repeat_prompt() + self._compute_prompts()), first)
+
+    def _repeat_prompt(self) -> list[Tensor]:
+        """More samples of the prompt that was computed last begin with its keys and values; gives the states behind it, one for
+        each new row, [B, H]."""
+        if self.latest is None:
+            return []
+        prompt, state_1H = self.latest
+        begun = len(self.flying)
+        while self._room() and self.requests[self.waiting[0]].prompt_ids == prompt:
+            self._begin(self.waiting.popleft())
+        count = len(self.flying) - begun
+        self.cache.repeat(count)
+        return [state_1H.expand(count, -1)]
+
+    def _compute_prompts(self) -> list[Tensor]:
+        """Run waiting prompts through the model, what they begin with alike once; gives the states behind them as well."""
         chosen: list[int] = []
         prompts: dict[tuple[int, ...], int] = {}  # each is computed once, however many rows begin with it
         tokens = 0
-        while self.waiting and len(self.flying) + len(chosen) < self.cache.rows:
+        while self._room():
             prompt = self.requests[self.waiting[0]].prompt_ids
             if prompt not in prompts:
                 length = self.virtual + len(prompt)
@@ -179,16 +199,28 @@ class _Generation:
                 prompts[prompt] = len(prompts)
                 tokens += length
             chosen.append(self.waiting.popleft())
+            self._begin(chosen[-1])
+        if not chosen:
+            return []
         batch = TokenBatch.from_sequences(list(prompts), [[False] * len(prompt) for prompt in prompts]).to(self.device)
         owners = [prompts[self.requests[index].prompt_ids] for index in chosen]
         self.cache.begin_prefill([self.virtual + len(prompt) for prompt in prompts], owners)
         hidden_TH = trunk_states(self.role, batch, self.cache)
-        first = len(self.flying)
-        self.flying += [
-            Response.begin(index, self.requests[index], self.sampling, self.engine.speculation) for index in chosen
-        ]
         last_B = (batch.cu_seqlens[1:].long() - 1)[torch.tensor(owners, device=self.device)]
-        self._advance(hidden_TH[last_B], first)
+        states_BH = hidden_TH[last_B]
+        prompt = self.requests[chosen[-1]].prompt_ids
+        self.latest = None
+        if self.waiting and self.requests[self.waiting[0]].prompt_ids == prompt:
+            self.latest = prompt, states_BH[-1:]
+            self.cache.keep(self.virtual + len(prompt))
+        return [states_BH]
+
+    def _room(self) -> bool:
+        """Whether a sequence waits and a row is free."""
+        return bool(self.waiting) and len(self.flying) < self.cache.rows
+
+    def _begin(self, index: int) -> None:
+        self.flying.append(Response.begin(index, self.requests[index], self.sampling, self.engine.speculation))
 
     def _step(self) -> None:
         """One token for each sequence in flight; with drafts, as many as are right and one more."""
