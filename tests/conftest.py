@@ -91,6 +91,8 @@ def _more_configs(common: dict, grouped: dict) -> dict[str, Callable[[], PreTrai
     heads = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_chunk_size": 4, "lm_head_multiplier": 0.4}
     t5 = special | {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0}
     t5 |= {"decoder_start_token_id": special["pad_token_id"], "initializer_factor": 0.5}
+    turns = {"short_factor": [1.0] * 4, "long_factor": [4.0, 3.0, 2.0, 1.5], "original_max_position_embeddings": 20}
+    longrope = {"rope_type": "longrope", "rope_theta": 10_000.0, "factor": 8.0} | turns
     opt = {"ffn_dim": 48, "word_embed_proj_dim": 16, "dropout": 0.0, "init_std": 0.25}
     return {
         "gemma3": lambda: transformers.Gemma3TextConfig(**gemma),
@@ -119,6 +121,22 @@ def _more_configs(common: dict, grouped: dict) -> dict[str, Callable[[], PreTrai
         "granite": lambda: transformers.GraniteConfig(**common, logits_scaling=3.0, attention_multiplier=0.3),
         "falcon_h1": lambda: transformers.FalconH1Config(**common, **grouped, **mamba, **heads),
         "gemma2": lambda: transformers.Gemma2Config(**gemma),
+        "phimoe": lambda: transformers.PhimoeConfig(**common, **grouped, num_local_experts=4, sliding_window=WINDOW),
+        "qwen2_moe": lambda: transformers.Qwen2MoeConfig(
+            **common,
+            **grouped,
+            num_experts=4,
+            moe_intermediate_size=24,
+            shared_expert_intermediate_size=16,
+            use_sliding_window=True,
+            sliding_window=WINDOW,
+            max_window_layers=2,
+        ),
+        "doge": lambda: transformers.DogeConfig(**common, **grouped),
+        "phi3_longrope": lambda: transformers.Phi3Config(
+            **common, **grouped, rope_parameters=longrope, original_max_position_embeddings=20
+        ),
+        "jetmoe": lambda: transformers.JetMoeConfig(**common, kv_channels=8, num_local_experts=4),
     }
 
 

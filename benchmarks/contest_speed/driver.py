@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class Process:
                 stderr=log,
                 env=environment(extra, threads),
                 text=True,
+                start_new_session=True,  # a side may have processes of its own, and all of them are stopped
             )
 
     def turn(self, deadline: float, first: bool = False) -> Answer:
@@ -52,7 +54,7 @@ class Process:
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         if not first:
-            self._process.send_signal(signal.SIGCONT)
+            self._signal(signal.SIGCONT)
             self._process.stdin.write("go\n")
             self._process.stdin.flush()
         ready, _, _ = select.select([self._process.stdout], [], [], deadline)
@@ -60,14 +62,18 @@ class Process:
         if not line:
             tail = " | ".join(self.log.read_text(errors="replace").strip().splitlines()[-2:])
             raise SideFailedError(f"{self.side.label}: {'ended' if ready else f'silent for {deadline:.0f} s'}: {tail}")
-        self._process.send_signal(signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
         answer: Answer = json.loads(line)
         return answer
 
     def end(self) -> None:
         """Kill it: it has nothing to save."""
-        self._process.kill()
+        self._signal(signal.SIGKILL)
         self._process.wait()
+
+    def _signal(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
 
 
 def environment(extra: Path | None, threads: int) -> dict[str, str]:

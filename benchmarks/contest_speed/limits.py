@@ -22,14 +22,15 @@ HEAD_ROWS = 256
 """Rows of logits at once: more were not faster, and a whole batch of them does not fit."""
 
 
-def _products(job: Facts) -> tuple[Any, list[Tensor], Tensor, dict[int, Tensor]]:
-    """Tokenizer, weights of the layers, weight of the output layer; inputs of each width are made by `_inputs`."""
+def _products(job: Facts) -> tuple[Any, list[Tensor], Tensor]:
+    """Tokenizer, weights of the layers, weight of the output layer."""
     model: Any = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.bfloat16)
     layers = [part.weight.detach() for part in model.base_model.modules() if isinstance(part, nn.Linear)]
-    return AutoTokenizer.from_pretrained(job["model"]), layers, model.get_output_embeddings().weight.detach(), {}
+    return AutoTokenizer.from_pretrained(job["model"]), layers, model.get_output_embeddings().weight.detach()
 
 
 def _inputs(count: int, weights: list[Tensor]) -> dict[int, Tensor]:
+    """Random rows of each width that a layer reads or, for gradients, gives."""
     widths = {width for weight in weights for width in weight.shape}
     return {width: torch.randn(count, width).to(weights[0].dtype) for width in widths}
 
@@ -42,14 +43,13 @@ def _forward(inputs: dict[int, Tensor], weights: list[Tensor]) -> None:
 
 def training(job: Facts) -> Unit:
     """The frozen layers' products of one SFT step: forward, and the gradient of their inputs; nothing else at all."""
-    tokenizer, layers, head, _ = _products(job)
+    tokenizer, layers, head = _products(job)
     lines = (Path(job["work"]) / job["file"]).read_text().splitlines()
     count = sum(len(tokenizer(json.loads(line)["text"]).input_ids) + 1 for line in lines)
-    states = torch.randn(HEAD_ROWS, head.shape[1]).to(head.dtype)
+    states, inputs = torch.randn(HEAD_ROWS, head.shape[1]).to(head.dtype), _inputs(count, layers)
 
     @torch.no_grad()
     def unit() -> Facts:
-        inputs = _inputs(count, layers)
         _forward(inputs, layers)
         for weight in layers:
             inputs[weight.shape[0]] @ weight
@@ -63,21 +63,20 @@ def training(job: Facts) -> Unit:
 
 def decoding(job: Facts) -> Unit:
     """The products of prefill and of each decoding step, all sequences in one batch."""
-    tokenizer, layers, head, _ = _products(job)
+    tokenizer, layers, head = _products(job)
     size = job["size"]
     lines = (Path(job["work"]) / "requests.jsonl").read_text().splitlines()
     prompts = sum(len(tokenizer(json.loads(line)["prompt"]).input_ids) for line in lines)
     steps, batch = size["new_tokens"], len(lines)
-    states = torch.randn(batch, head.shape[1]).to(head.dtype)
+    states, inputs = torch.randn(batch, head.shape[1]).to(head.dtype), _inputs(prompts, layers)
+    new = {width: rows[:batch] for width, rows in inputs.items()}
 
     @torch.no_grad()
     def unit() -> Facts:
-        inputs = _inputs(prompts, layers)
         _forward(inputs, layers)
-        inputs = {width: rows[:batch] for width, rows in inputs.items()}
         functional.linear(states, head)
         for _ in range(steps - 1):
-            _forward(inputs, layers)
+            _forward(new, layers)
             functional.linear(states, head)
         return {"tokens": steps * batch}
 
@@ -85,7 +84,7 @@ def decoding(job: Facts) -> Unit:
 
 
 def generate(job: Facts) -> Unit:
-    """`transformers.generate` in batches, padded on the left; tokens after EOS do not count.
+    """`transformers.generate`, all requests in one batch, padded on the left; tokens after EOS do not count.
 
     As it is, or (`contiguous`) without what torch on CPU does with slices; see `output_layer.py`."""
     tokenizer = AutoTokenizer.from_pretrained(job["model"], padding_side="left")
@@ -104,21 +103,18 @@ def generate(job: Facts) -> Unit:
         nonlocal turn
         turn += 1
         torch.manual_seed(turn)
-        tokens = 0
-        for start in range(0, len(prompts), size["generate_batch"]):
-            batch = tokenizer(prompts[start : start + size["generate_batch"]], return_tensors="pt", padding=True)
-            drawn = model.generate(
-                **batch,
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                max_new_tokens=size["longest_response"],
-                pad_token_id=tokenizer.pad_token_id,
-            )[:, batch.input_ids.shape[1] :]
-            ended = drawn == tokenizer.eos_token_id
-            tokens += int((ended.int().cumsum(1) - ended.int() == 0).sum())
-        return {"tokens": tokens}
+        batch = tokenizer(prompts, return_tensors="pt", padding=True)
+        drawn = model.generate(
+            **batch,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=size["longest_response"],
+            pad_token_id=tokenizer.pad_token_id,
+        )[:, batch.input_ids.shape[1] :]
+        ended = drawn == tokenizer.eos_token_id
+        return {"tokens": int((ended.int().cumsum(1) - ended.int() == 0).sum())}
 
     return unit
 

@@ -59,7 +59,7 @@ class Iterations:
         if parts.engine is not None:
             parts.engine.load(None, self.iteration + 1)
         self.iteration += 1
-        return {"tokens": metrics["tokens/total"]}
+        return {"tokens": metrics["tokens/total"], "computed": metrics["tokens/computed"]}
 
 
 def examples(job: Facts) -> Unit:
@@ -92,7 +92,7 @@ def generation(job: Facts) -> Unit:
     size, fixed = job["size"], job["fixed"]
     longest = size["new_tokens"] if fixed else size["longest_response"]
     sections: dict[str, Any] = {
-        "rollout": {"max_new_tokens": longest, "samples": 2, "max_sequences": size["requests"]},
+        "rollout": {"max_new_tokens": longest, "samples": 2},
         "reward": [{"function": f"{Path(__file__).with_name('rewards.py')}:vowels"}],
         "algorithm": {"type": "grpo"},
     }
@@ -147,7 +147,7 @@ def growth(job: Facts) -> Unit:
         parts = {}
         for name, one in units.items():
             started = time.perf_counter()
-            tokens = one()["tokens"]
+            tokens = one()["computed"]  # a prompt counts once for all its samples
             parts[name] = {"seconds": time.perf_counter() - started, "tokens": tokens}
         return {"parts": parts}
 

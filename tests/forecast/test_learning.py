@@ -87,6 +87,24 @@ def test_torch_optimisers_keep_what_the_table_says(name):
     assert kept == pytest.approx(optimizer_bytes(name, {}, 4) * weight.numel(), rel=0.01)
 
 
+OWN_STATE = ("Lion", "PagedAdamW", "PagedLion", "AdEMAMix", "LAMB", "LARS", "AdamW8bit", "Lion8bit")
+
+
+@pytest.mark.parametrize("name", OWN_STATE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bitsandbytes_optimisers_keep_what_the_table_says(name, dtype):
+    """Their 32-bit states are float32 whatever the weight's type."""
+    bnb = pytest.importorskip("bitsandbytes")
+    weight = torch.nn.Parameter(torch.randn(256, 256, dtype=dtype))
+    keywords = {"momentum": 0.9} if name == "LARS" else {}
+    optimizer = getattr(bnb.optim, name)([weight], lr=1e-3, **keywords)
+    weight.grad = torch.randn_like(weight)
+    optimizer.step()
+    state = optimizer.state[weight].items()
+    kept = sum(t.nbytes for key, t in state if torch.is_tensor(t) and t.ndim and "qmap" not in key)
+    assert kept == pytest.approx(optimizer_bytes(name, {}, weight.itemsize) * weight.numel(), rel=0.01)
+
+
 def test_every_optimiser_is_in_the_table():
     assert {plain(name) for name in OPTIMIZERS} <= set(STATES) | set(BYTES)
 

@@ -145,6 +145,22 @@ def test_waste_is_a_share_of_what_comes_and_goes(tmp_path):
     assert lean.of("update", "fragmentation") == 0
 
 
+def test_computing_layers_again_never_needs_more(tmp_path):
+    """Holes in the heap are what no backward pass needs of all that is made: the same with and without."""
+    folder = shape_folder(tmp_path, LLAMA_7B)
+    told = [
+        forecast(recipe_of("sft", folder, train={"activation_checkpointing": on}), parse_device("cpu:64GiB"))
+        for on in (False, True)
+    ]
+    assert told[1].of("update", "fragmentation") <= 1.01 * told[0].of("update", "fragmentation")
+    assert told[1].peak < told[0].peak
+
+
+def test_full_fine_tuning_of_kto_scores_beside_the_optimisers_state(tmp_path):
+    told = forecast(recipe_of("kto", shape_folder(tmp_path, TINY), adapter=None), BIG)
+    assert told.of("score", "optimiser") == told.of("update", "optimiser") > 0
+
+
 def test_devices_that_stay_idle_are_named_and_ranks_share_a_batch(tmp_path):
     folder = shape_folder(tmp_path, LLAMA_7B)
     sizes = {"train": {"batch_size": 8, "micro_batch_tokens": 8192}, "data": {"max_tokens": 1024}}

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from accord.config import LoraConfig, ReferenceConfig, RolloutConfig
-from accord.forecast import passes
+from accord.forecast import blocks, passes
 from accord.forecast.devices import parse_device
 from accord.forecast.families import architecture
 from accord.forecast.memory import forecast
@@ -24,6 +24,8 @@ def test_a_tile_is_as_large_as_the_code_makes_it():
     assert passes.TILE_ELEMENTS == logprobs.TILE_ELEMENTS
     assert passes.BLOCK_ELEMENTS == logprobs.BLOCK_ELEMENTS
     assert passes.OWN_BACKWARD == attention.LONGEST
+    quantized = pytest.importorskip("accord.model.quantized")
+    assert blocks.TILE == quantized.TILE
 
 
 @pytest.mark.parametrize("adapter", [{"r": 8}, None])

@@ -6,13 +6,16 @@ import pytest
 
 from accord.config import METHODS
 from accord.errors import ConfigError, ModelError
+from accord.forecast.devices import parse_device
 from accord.forecast.families import architecture
 from accord.forecast.learning import optimizer_bytes
+from accord.forecast.memory import forecast
 from accord.forecast.residents import NF4, item_of, residents, weight_bytes
 from forecast.measured import policy_of
 from forecast.recipes import LLAMA_7B, NEOX_20B, TINY, recipe_of, shape_folder
 
 GB = 10**9
+BIG = parse_device("24GiB")
 
 
 def held(terms, what, role=None):
@@ -105,7 +108,29 @@ def test_a_reward_model_on_the_same_base_costs_its_adapter_alone(model_folder, t
     learnt = sum(weight.numel() for weight in roles.trainable("policy").values())
     assert held(shared.weights, "adapters", "reward") == (learnt + 32) * 4
     own = residents(recipe_of("ppo", str(base), adapter=None, reward=[{"model": reward}]))
-    assert held(own.weights, "base", "reward") == architecture_of(base).parameters * 4
+    shape = architecture_of(base)
+    scorer = (shape.parameters - shape.output_parameters) * 4  # it has no output layer
+    assert held(own.weights, "base", "reward") == scorer < shape.parameters * 4
+    beside = residents(recipe_of("ppo", str(base), adapter={"method": "ia3"}, reward=[{"model": reward}]))
+    assert held(beside.weights, "base", "reward") == scorer, "IA3 and LoRA do not share a base"
+    virtual = residents(recipe_of("ppo", str(base), adapter={"method": "prompt"}, reward=[{"model": reward}]))
+    assert held(virtual.weights, "base", "reward") == 0
+
+
+def test_a_reward_model_has_no_output_layer_that_learns(model_folder):
+    base = model_folder("llama")
+    shape = architecture_of(base)
+    told = residents(recipe_of("reward", str(base), adapter=None))
+    assert told.learners[0].parameters == shape.parameters - shape.output_parameters
+
+
+def test_a_reference_of_its_own_is_there_when_dpo_asks_it(tmp_path):
+    small, large = shape_folder(tmp_path / "small", TINY), shape_folder(tmp_path / "large", LLAMA_7B)
+    reference = {"source": "model", "path": large}
+    told = {kind: forecast(recipe_of(kind, small, reference=reference), BIG) for kind in ("dpo", "kto")}
+    size = architecture(LLAMA_7B).parameters * 2
+    assert [told["dpo"].of(phase, "base", "reference") for phase in ("load", "score", "update")] == [size, size, 0]
+    assert [told["kto"].of(phase, "base", "reference") for phase in ("load", "score", "update")] == [size] * 3
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora", "ia3", "prefix", "ptuning", "prompt"])
@@ -130,10 +155,17 @@ def architecture_of(folder):
     return architecture(json.loads((folder / "config.json").read_text()))
 
 
-def test_what_cannot_be_is_refused(tmp_path):
+def test_what_cannot_be_is_refused(tmp_path, model_folder):
     folder = shape_folder(tmp_path / "tiny", TINY)
     with pytest.raises(ConfigError, match="freezes the weights, and `adapter: null` trains them"):
         residents(recipe_of("sft", folder, adapter=None, model={"quantize": "nf4"}))
+    for family, why in (("mamba", "state-space layers"), ("qwen3_moe", "its experts are no linear layers")):
+        with pytest.raises(ModelError, match=why):
+            residents(recipe_of("sft", str(model_folder(family)), model={"quantize": "int8"}))
+    codes = shape_folder(tmp_path / "codes", TINY | {"quantization_config": {"load_in_4bit": True}})
+    with pytest.raises(ModelError, match="its checkpoint is quantised already"):
+        residents(recipe_of("sft", codes, model={"quantize": "nf4"}))
+    assert "codes the forecast does not know" in residents(recipe_of("sft", codes)).notes[0]
     with pytest.raises(ModelError, match=r"no model at .*tinny; did you mean .*tiny\?"):
         residents(recipe_of("sft", str(tmp_path / "tinny")))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import re
 import shutil
 import textwrap
 from itertools import pairwise
@@ -27,10 +28,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from accord.batch import TokenBatch
 from accord.config import LoraConfig
 from accord.errors import ModelError
+from accord.model.attention import segment_attention
 from accord.model.export import save_policy, save_scorer
 from accord.model.forward import forward
 from accord.model.loading import load_weights
-from accord.model.reading import CAPS, FACTORS, encoder_input, way_of
+from accord.model.reading import CAPS, FACTORS, OWN_MASKS, encoder_input, way_of
 from model.kinds import KINDS
 
 WAYS = {
@@ -46,7 +48,12 @@ WAYS = {
     "qwen3_moe": "packed",
     "cohere": "packed",
     "granite": "packed",
+    "jetmoe": "packed",
+    "phi3_longrope": "packed",
     "bloom": "rows",
+    "phimoe": "rows",
+    "qwen2_moe": "rows",
+    "doge": "rows",
     "jamba": "rows",
     "mamba": "rows",
     "falcon_h1": "rows",
@@ -346,6 +353,45 @@ def test_whatever_transformers_families_do_to_their_logits_is_known() -> None:
     assert len(transforming) > 20
     for name, (lines, source) in transforming.items():
         assert any(key in source for key in (*FACTORS, *CAPS)), f"{name}:\n{lines}"
+
+
+SECONDARY = ("cohere_compass", "gemma4", "phi4_multimodal")
+"""Families with another attention beside that of their text model, which has no window."""
+
+
+def test_whoever_has_windows_hands_them_to_its_attention() -> None:
+    """Packed attention gets no mask: a family that tells its window by the mask alone has to be known as such."""
+    windowed, silent = 0, set()
+    for file in Path(transformers.__file__).parent.glob("models/*/modeling_*.py"):
+        source = file.read_text(encoding="utf-8")
+        if (
+            "attention_interface(" not in source
+            or not re.search(r"^class \w+ForCausalLM", source, re.MULTILINE)
+            or "sliding_window" not in source
+        ):
+            continue
+        calls = [
+            node
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "attention_interface"
+        ]
+        windowed += 1
+        if any("sliding_window" not in {word.arg for word in call.keywords} for call in calls):
+            silent.add(file.parent.name)
+    assert windowed > 20
+    assert silent - set(SECONDARY) <= set(OWN_MASKS)
+
+
+def test_what_packed_attention_would_leave_out_is_refused(model_folder, make_roles, dialogue: TokenBatch) -> None:
+    roles = make_roles(model_folder("gemma3"))
+    roles.add_policy()
+    layer = roles.model.base_model.layers[0].self_attn
+    layer.is_causal = False
+    with roles.use("policy") as role, pytest.raises(ModelError, match="Gemma3Attention sees what comes later, too"):
+        forward(role, dialogue)
+    query = torch.zeros(1, 4, 3, 8)
+    with pytest.raises(ModelError, match="makes a mask of its own"):
+        segment_attention(torch.nn.Identity(), query, query, query, torch.zeros(3, 3), segment_bounds=[0, 3])
 
 
 def transforms(node: ast.AST) -> bool:

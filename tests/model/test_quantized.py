@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
@@ -310,6 +311,56 @@ def test_every_kind_of_adapter_learns_on_a_quantised_base(
     assert all(
         not p.requires_grad for name, p in roles.model.named_parameters() if "lora" not in name and "ia3" not in name
     )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family_name", ["llama", "gpt_neox"])
+@pytest.mark.parametrize("adapter", ["ia3", "adalora"])
+def test_other_adapters_compute_in_16_bits_too(
+    kind: str, family_name: str, adapter: str, model_folder, batch: TokenBatch, shake
+) -> None:
+    """peft's layers over bitsandbytes' own would give float32 to a model that computes in bfloat16."""
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        roles = roles_on(model_folder(family_name), kind, ADAPTERS[adapter], dtype)
+        roles.add_policy()
+        shake(roles.trainable("policy").values(), seed=5)
+        given = []
+        for module in roles.model.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.register_forward_hook(lambda _module, _inputs, y, given=given: given.append(y.dtype))
+        found.append(torch.cat([g.flatten() for g in gradients_of(roles, batch, "policy").values()]))
+        assert set(given) == {getattr(torch, dtype)}
+    whole, half = found
+    assert float((half - whole).norm()) < 0.2 * float(whole.norm()), (
+        "bfloat16's own noise in these sharp models: 0.05 to 0.15"
+    )
+
+
+def test_int8_in_float16_stays_in_its_range() -> None:
+    """Sums of codes are up to 127 times as large as the product: beyond 65,504."""
+    layer = quantized.Int8Linear(4096, 64, False)
+    layer.set_weight((torch.randn(64, 4096, generator=torch.Generator().manual_seed(0)) * 0.02).half())
+    weight = quantized.dequantize(layer).float()
+    x = torch.randn(3, 4096, generator=torch.Generator().manual_seed(1)) * 8
+    x[:, 7], x[:, 9] = 600.0, 900.0
+    x = x.half().requires_grad_()
+    y = layer(x)
+    expected = x.detach().float() @ weight.T
+    assert torch.allclose(y.float(), expected, atol=2e-3 * float(expected.abs().max()))
+    out = torch.randn(3, 64, generator=torch.Generator().manual_seed(2)).mul(1e-4).half()
+    (gradient,) = torch.autograd.grad(y, x, out)
+    wanted = out.float() @ weight
+    assert float((gradient.float() - wanted).norm()) < 0.01 * float(wanted.norm())
+
+
+def test_weights_that_int8_cannot_stand_for_are_refused(model_folder, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_folder("llama"), dtype=torch.bfloat16)
+    model.model.layers[1].mlp.up_proj.weight.data[3, 4] = 1e5
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"layers.1.mlp.up_proj.weight holds numbers beyond float16's 65,504 or none"):
+        load_weights(str(tmp_path), torch.bfloat16, CPU, quantize="int8")
+    load_weights(str(tmp_path), torch.bfloat16, CPU, quantize="nf4")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from accord.errors import ConfigError
 from accord.recipes import BUILDERS
@@ -33,6 +35,40 @@ def talker(base: Path, tmp_path: Path) -> Path:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": [1, 2]}))
     (tmp_path / "template.jinja").write_text(TEMPLATE)
     return folder
+
+
+def test_an_offloaded_teacher_stays_until_the_student_has_learnt_from_it(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that have left the accelerator are stood in for by NaN: this machine has one kind of memory."""
+
+    @contextmanager
+    def leaving(modules, _device):
+        weights = [weight for module in modules for weight in module.parameters()]
+        values = [weight.detach().clone() for weight in weights]
+        yield
+        for weight in weights:
+            weight.data.fill_(torch.nan)
+        came_back.extend(zip(weights, values, strict=True))
+
+    @contextmanager
+    def visiting(modules, device):
+        while came_back:
+            weight, value = came_back.pop()
+            weight.data.copy_(value)
+        with leaving(modules, device):
+            yield
+
+    came_back: list[tuple[torch.Tensor, torch.Tensor]] = []
+    rows = []
+    for offload in (False, True):
+        if offload:
+            monkeypatch.setattr("accord.model.roles.visiting", visiting)
+        reference = {"source": "model", "path": str(base), "offload": offload}
+        over = {"reference": reference, "train": {"iterations": 2, "micro_batch_tokens": 64}}
+        rows.append([row["distill/divergence"] for row in run("distill", base, tmp_path / str(offload), over).metrics])
+    assert came_back, "the teacher was moved"
+    assert rows[0] == rows[1]
 
 
 def test_the_turns_of_others_are_not_learnt_and_a_turn_ends_where_sft_ends_it(talker: Path, tmp_path: Path) -> None:

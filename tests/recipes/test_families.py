@@ -143,6 +143,25 @@ def test_prefixes_are_not_for_an_encoder_decoder(model_folder: Callable[[str], P
         run("sft", model_folder("t5"), tmp_path, ONE_STEP | {"adapter": {"method": "prefix"}})
 
 
+def test_drafts_need_a_packed_model(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    over = {"rollout": {"speculative": {"ngram": 2, "tokens": 3}}}
+    with pytest.raises(
+        ConfigError, match=r"rollout\.speculative: .* its layers are not transformers' replaceable attention"
+    ):
+        run("ppo", model_folder("bloom"), tmp_path, over)
+
+
+def test_rows_that_would_change_the_frequencies_of_a_batch_are_refused(
+    model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Up to its first 20 positions all sequences are turned alike."""
+    folder = model_folder("phi3_longrope")
+    with pytest.raises(ConfigError, match=r"reads at most 20 tokens here \(rope_type: longrope.* would have up to 38"):
+        run("ppo", folder, tmp_path / "ppo", {"data": {"max_prompt_tokens": 8}, "rollout": {"max_new_tokens": 32}})
+    done = run("sft", folder, tmp_path / "sft", ONE_STEP)
+    assert done.metrics[0]["sft/loss"] > 0
+
+
 def test_the_header_says_that_a_model_is_not_packed_and_why(
     model_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -290,6 +290,8 @@ def test_right_drafts_are_a_share_of_all_rounds_and_ranks():
     assert source.collect(0, console)[1]["sampling/accepted_fraction"] == 0.2
     collector.drafts = (0, 0)
     ranks.sum = lambda tensor: tensor
-    assert source.collect(0, console)[1]["sampling/accepted_fraction"] == 0.0
+    assert "sampling/accepted_fraction" not in source.collect(0, console)[1], (
+        "nothing was drafted, so nothing was wrong"
+    )
     collector.drafts = None
     assert "sampling/accepted_fraction" not in source.collect(0, console)[1]

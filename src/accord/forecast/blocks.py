@@ -6,6 +6,8 @@ from accord.forecast.modes import Low, Pass
 from accord.forecast.shapes import Architecture, Layer, Matrix, Norm
 from accord.forecast.tape import FLOAT, Tape, Value
 
+TILE = 2**22
+"""As in `accord.model.quantized`, which imports bitsandbytes; a test compares them."""
 EXPERTS = ("router", "experts_in", "experts_out")
 """Roles under which adapters on experts are found."""
 
@@ -119,14 +121,14 @@ class Blocks:
         if low is not None and how.thin and not low.dora:
             return self._thin(matrix, low, x, tokens)
         y = tape.value(matrix.outputs, how.item, x.grad or trains, tokens)
-        scratch = self._dequantized(matrix)
+        forward, backward = self._dequantized(matrix, tokens)
         tape.add(
             [x],
             y,
             [x] if trains else [],
             weight_grads=matrix.parameters * how.item if trains else 0,
-            scratch=scratch,
-            backward_scratch=scratch,
+            scratch=forward,
+            backward_scratch=backward,
         )
         if scales_input is False:
             y = self._scaled(y)
@@ -141,12 +143,28 @@ class Blocks:
         y = tape.value(matrix.outputs, item, True, tokens)
         tape.add([], both)
         tape.add([], inner)
-        tape.add([x, inner, both], y, [x, inner, both], weight_grads=low.parameters * FLOAT)
+        forward, backward = self._dequantized(matrix, tokens)
+        tape.add(
+            [x, inner, both],
+            y,
+            [x, inner, both],
+            weight_grads=low.parameters * FLOAT,
+            scratch=forward,
+            backward_scratch=backward,
+        )
         return y
 
-    def _dequantized(self, matrix: Matrix) -> int:
-        """A quantised weight is unpacked, one matrix at a time."""
-        return matrix.inputs * matrix.outputs * self.how.item if self.how.quantized else 0
+    def _dequantized(self, matrix: Matrix, tokens: int) -> tuple[int, int]:
+        """Forward and backward: a quantised weight is unpacked tile by tile (`accord.model.quantized`); the gradient of what
+        it reads adds up in float32, one tile's product at a time beside it."""
+        if not self.how.quantized:
+            return 0, 0
+        item, rows = self.how.item, max(1, TILE // matrix.inputs // 64) * 64
+        rows = min(rows, matrix.outputs)
+        scales = matrix.inputs * matrix.outputs // 64 * FLOAT if self.how.quantized == 4 else 0
+        wide = tokens * rows * (item + FLOAT) if self.how.quantized == 8 else tokens * rows * item
+        tile = rows * matrix.inputs * item + scales
+        return tile + wide, tile + tokens * matrix.inputs * (FLOAT + item)
 
     def _scaled(self, x: Value) -> Value:
         """IA3: times a learnt vector."""

@@ -11,6 +11,7 @@ from accord.config.optim import plain
 from accord.forecast.blocks import EXPERTS
 from accord.forecast.modes import Low
 from accord.forecast.shapes import Architecture, Experts, Layer
+from accord.forecast.tape import FLOAT
 
 MERGED_EXPERTS = ("mixtral", "qwen3_moe")
 """Families whose experts peft adapts with `all-linear`, too."""
@@ -25,6 +26,8 @@ STATES: dict[str, float] = {
     "adafactor": 0.02,
 }
 """Numbers that an optimiser keeps for each weight, of the weight's own type."""
+ALWAYS_FLOAT = ("ademamix", "lamb", "lars", "lion", "pagedadam", "pagedadamw", "pagedademamix", "pagedlion")
+"""bitsandbytes' own in 32 bits: their numbers are float32 whatever the weight's type."""
 BYTES: dict[str, float] = {
     **dict.fromkeys(("adam8bit", "adamw8bit", "pagedadam8bit", "pagedadamw8bit", "lamb8bit"), 2 * (1 + 4 / 256)),
     **dict.fromkeys(("ademamix8bit", "pagedademamix8bit"), 3 * (1 + 4 / 256)),
@@ -57,7 +60,9 @@ def optimizer_bytes(name: str, keywords: Mapping[str, Any], item: int) -> float:
         states += 1
     if key in ("sgd", "rmsprop") and keywords.get("momentum"):
         states += 1
-    return states * item
+    if key == "adafactor" and keywords.get("beta1") is not None:
+        return FLOAT + states * item
+    return states * (FLOAT if key in ALWAYS_FLOAT else item)
 
 
 def saved_section(config: Any, told: Mapping[str, Any]) -> Any:

@@ -93,8 +93,9 @@ def forecast(recipe: Recipe, device: Device, longest: int | None = None) -> Fore
     scored = passes.score()
     if scored or (held.offloaded and not device.cpu):
         scored += [] if device.cpu else _largest(held.offloaded)
-        # Recipes on examples score before the first step, when there is no state of the optimiser yet.
-        phases["score"] = _with(steady if work.rows else weights, scored, device)
+        # DPO asks its reference before the first step, when there is no state of the optimiser yet.
+        before = [*weights, *held.once] if recipe.algorithm.type == "dpo" else steady
+        phases["score"] = _with(before, scored, device)
     update = [_with(steady, terms, device) for terms in passes.update(ranks)]
     phases["update"] = max(update, key=lambda terms: sum(term.bytes for term in terms))
     return Forecast(recipe.algorithm.type, device, phases, work, tuple(_notes(recipe, held, device)), held.facts)
@@ -130,7 +131,7 @@ def _largest(terms: list[Term]) -> list[Term]:
 
 def _loading(base: list[Term], held: Residents, device: Device) -> list[Term]:
     """All weights, and on CPU what the last checkpoint adds while it is converted: its file is in memory, too."""
-    terms = [*base, *held.weights, *(held.offloaded if device.cpu else [])]
+    terms = [*base, *held.weights, *held.once, *(held.offloaded if device.cpu else [])]
     if not device.cpu:
         return terms
     done = sum(term.bytes for term in base)

@@ -37,6 +37,13 @@ class Found:
     """What peft wrote about it."""
     positions: int | None = None
     """Most tokens of a sequence, where the model has a bound."""
+    quantized: bool = False
+    """Whether its checkpoint holds codes."""
+
+    @property
+    def held(self) -> Architecture:
+        """What is loaded of it: a sequence classifier has no output layer."""
+        return replace(self.shape, tied=True, output_bias=False) if self.scorer else self.shape
 
 
 def find_model(path: str) -> Found:
@@ -83,7 +90,13 @@ def _read(folder: Path) -> Found:
     positions = text.get(
         "max_position_embeddings", text.get("n_positions") if told.get("model_type") == "gpt2" else None
     )
-    return Found(str(folder), architecture(told, str(folder / CONFIG)), scorer, positions=positions)
+    return Found(
+        str(folder),
+        architecture(told, str(folder / CONFIG)),
+        scorer,
+        positions=positions,
+        quantized="quantization_config" in told,
+    )
 
 
 def _json(file: Path) -> dict[str, Any]:

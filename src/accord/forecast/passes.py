@@ -168,10 +168,14 @@ class Passes:
         return peak.forward, peak.saved, peak.backward, peak.weight_grads, grads, made
 
     def _at_height(self, learner: Learner, several: bool, height: int) -> tuple[Peak, int, int]:
+        """With the tensors that no backward pass needs, in place of all that were made: these leave holes in the heap, whether
+        layers are computed again or not."""
         tape = self._tape(learner, self.work.update, trains=True, height=height)
         grads, made = totals(tape)
         checkpointing = bool(getattr(self.recipe.train, "activation_checkpointing", False))
-        return replay(tape, grads if several else 0, checkpointing), grads, made
+        peak = replay(tape, grads if several else 0, checkpointing)
+        kept = replay(tape, grads if several else 0).saved if checkpointing else peak.saved
+        return peak, grads, made - kept
 
     def _terms(self, learner: Learner, made: int, peak: Peak, grads: int, several: bool) -> list[Term]:
         most = max(peak.forward, peak.backward)
@@ -183,7 +187,7 @@ class Passes:
             Term(learner.role, "gradients", present),
             Term(learner.role, "activations", peak.saved + rest),
             Term(learner.role, "logits tiles", tile),
-            Term(learner.role, "fragmentation", 0 if self._lean else int(HEAP_SHARE * max(made - peak.saved, 0))),
+            Term(learner.role, "fragmentation", 0 if self._lean else int(HEAP_SHARE * max(made, 0))),
         ]
 
     def _step(self) -> int:

@@ -6,12 +6,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from accord.config import Recipe
+from accord.errors import ModelError
 from accord.forecast.learning import Adapter, largest_matrix, learning_adapter, optimizer_bytes
 from accord.forecast.models import Found, find_model
 from accord.forecast.shapes import Architecture
 from accord.forecast.tape import FLOAT
 
 ITEMS = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+STATEFUL = ("mamba", "jamba")
+"""Families with state-space layers."""
+VIRTUAL = ("PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING")
+"""peft's names of what stands beside the layers."""
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a number in NF4: half a byte, one for the scale of 64 numbers, and a float32 for 256 such scales (QLoRA's double
 quantisation, Dettmers et al. 2023, arXiv:2305.14314, section 3)."""
@@ -63,6 +68,8 @@ class Residents:
     optimizer: list[Term] = field(default_factory=list)
     offloaded: list[Term] = field(default_factory=list)
     """Weights that an accelerator holds only while they score."""
+    once: list[Term] = field(default_factory=list)
+    """Weights that score before the first step, and are let go."""
     learners: list[Learner] = field(default_factory=list)
     frozen: list[Learner] = field(default_factory=list)
     """Roles that score, as passes without gradients."""
@@ -110,6 +117,23 @@ def residents(recipe: Recipe) -> Residents:
     return _Plan(recipe).make()
 
 
+def _check_quantizable(found: Found) -> None:
+    """Refuse what a run refuses; as `accord.model.loading.check_quantizable`.
+
+    Raises:
+        ModelError: with the reason.
+    """
+    reason = None
+    if found.quantized:
+        reason = "its checkpoint is quantised already"
+    elif found.shape.family in STATEFUL:
+        reason = "its state-space layers read their weights past the layer, so they would read codes"
+    elif any(layer.experts is not None for layer in found.shape.layers):
+        reason = "its experts are no linear layers in transformers 5, so most of it would stay as it is"
+    if reason is not None:
+        raise ModelError(f"model.quantize: {found.base} cannot be quantised: {reason}; use model.quantize: none")
+
+
 class _Plan:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.kind = recipe, recipe.algorithm.type
@@ -147,6 +171,10 @@ class _Plan:
         return names[self.item] if self.quantize == "none" else f"{self.quantize} over {names[self.item]}"
 
     def _note(self, found: Found) -> None:
+        if found.quantized:
+            self.held.notes.append(
+                f"{found.base} holds a quantised checkpoint, whose codes the forecast does not know: weights are counted whole"
+            )
         why = found.shape.approximate
         if why is not None:
             self.held.notes.append(f"approximate: {why}")
@@ -155,14 +183,23 @@ class _Plan:
         if size:
             self.held.weights.append(Term(role, what, int(size)))
 
-    def _load(self, role: str, found: Found, item: int, quantize: str = "none", offload: bool = False) -> None:
-        """A model's weights; a file of another type than is wanted is in memory, too, while it is read."""
-        size = weight_bytes(found.shape, item, quantize)
+    def _load(
+        self, role: str, found: Found, item: int, quantize: str = "none", offload: bool = False, once: bool = False
+    ) -> None:
+        """A model's weights; a file of another type than is wanted is in memory, too, while it is read.
+
+        `once`: they are asked before the first step, and then let go.
+        """
+        if quantize != "none":
+            _check_quantizable(found)
+        size = weight_bytes(found.held, item, quantize)
         stored = ITEMS.get(found.shape.dtype, FLOAT)
         mapped = 0 if stored == item else found.shape.parameters * stored
         if quantize != "none":  # tensor by tensor
             mapped = largest_matrix(found.shape) * (stored + item)
-        if offload:
+        if once:
+            self.held.once.append(Term(role, "base", size))
+        elif offload:
             self.held.offloaded.append(Term(role, "base", size))
         else:
             self._term(role, "base", size)
@@ -172,7 +209,8 @@ class _Plan:
         """The adapter (or all weights) of a role on the base, its head, and the optimiser's state."""
         shape, adapter = self.shape, self.adapter
         shared = self._shared()
-        parameters = shape.parameters - shared if adapter is None else adapter.parameters
+        held = shape.parameters - (0 if role == "policy" else shape.output_parameters)  # a scorer has no output layer
+        parameters = held - shared if adapter is None else adapter.parameters
         item = self.item if adapter is None else FLOAT
         if adapter is not None:
             self._term(role, "adapters", parameters * item)
@@ -212,8 +250,7 @@ class _Plan:
         if config.source == "model":
             found = find_model(config.path)
             item = item_of(self.recipe.model.dtype, found.shape, trained=False)
-            if not once:
-                self._load("reference", found, item, self.quantize, getattr(config, "offload", False))
+            self._load("reference", found, item, self.quantize, getattr(config, "offload", False), once)
             self.held.frozen.append(Learner("reference", found.shape, item, None))
             return
         self.held.frozen.append(Learner("reference", self.shape, self.item, None, quantized=self.bits))
@@ -229,11 +266,16 @@ class _Plan:
         """Whether the adapter cannot be turned off: the reference is then a copy of it as it began."""
         return self.recipe.adapter is not None and not self.recipe.adapter.mergeable
 
+    def _carries(self, found: Found) -> bool:
+        """Whether a saved adapter can lie beside the recipe's: as `AdapterSet.carries`."""
+        own, kind = self.recipe.adapter, found.adapter_config.get("peft_type")
+        return own is not None and (kind in VIRTUAL or not own.mergeable or kind == own.method.upper())
+
     def _rewards(self) -> None:
         for term in getattr(self.recipe, "reward", ()):
             for path, role in zip(term.paths, term.roles, strict=True):
                 found = find_model(path)
-                shares = found.adapter is not None and found.base == self.base.base and not self.full
+                shares = found.adapter is not None and found.base == self.base.base and self._carries(found)
                 name = role.rpartition("/")[2] if role.startswith("reward/") else role
                 if shares:
                     self._term(name, "adapters", found.adapter_parameters * FLOAT)
@@ -259,7 +301,7 @@ class _Plan:
         item = item_of(self.recipe.model.dtype, found.shape, trained=True)
         self._load("critic", found, item)
         self._note(found)
-        without_output = found.shape.parameters - (0 if found.scorer else found.shape.output_parameters)
+        without_output = found.shape.parameters - found.shape.output_parameters
         self._optimized("critic", without_output, item, found.shape.embedding)
         self.held.learners.append(
             Learner("critic", found.shape, item, None, 0, 0, found.shape.embedding, without_output, logprobs=False)

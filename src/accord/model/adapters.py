@@ -29,6 +29,22 @@ SCORE = "score.weight"
 """The head of a sequence classifier."""
 
 
+@contextmanager
+def _ordinary_layers(model: PreTrainedModel, config: peft.PeftConfig) -> Iterator[None]:
+    """peft's own layers of IA3 and AdaLoRA over bitsandbytes' give float32 where the base computes in 16 bits; over ours, which
+    are linear layers like any other, it is to put its ordinary ones."""
+    flags = ("is_loaded_in_8bit", "is_loaded_in_4bit")
+    wanted = config.peft_type in (peft.PeftType.IA3, peft.PeftType.ADALORA)
+    before = {flag: getattr(model, flag) for flag in flags if wanted and getattr(model, flag, False)}
+    for flag in before:
+        setattr(model, flag, False)
+    try:
+        yield
+    finally:
+        for flag, value in before.items():
+            setattr(model, flag, value)
+
+
 class AdapterSet:
     """The adapters of one base model. At most one is active at a time, and none outside of `active`.
 
@@ -98,6 +114,10 @@ class AdapterSet:
             )
             self.prompts[name] = peft.get_peft_model(self.model, config, adapter_name=name).eval()
             return
+        with _ordinary_layers(self.model, config):
+            self._add_layers(name, config)
+
+    def _add_layers(self, name: str, config: peft.PeftConfig) -> None:
         if self.wrapped is None:
             if not self.model.can_generate():  # peft's class for causal models asks for what a classifier lacks
                 config.task_type = "FEATURE_EXTRACTION"

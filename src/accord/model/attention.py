@@ -132,6 +132,12 @@ def segment_attention(
     if softcap is not None or s_aux is not None:
         what = "soft-capped attention scores" if softcap is not None else "attention sinks"
         raise ModelError(f"{type(module).__name__} has {what}, which {SEGMENTS} attention does not compute")
+    if not getattr(module, "is_causal", True):
+        raise ModelError(
+            f"{type(module).__name__} sees what comes later, too, which {SEGMENTS} attention does not compute"
+        )
+    if attention_mask is not None and (segment_bounds is not None or step is not None):
+        raise ModelError(f"{type(module).__name__} makes a mask of its own, which {SEGMENTS} attention would leave out")
     if step is not None:
         return _step_attention(query, key, value, step, scaling, dropout, sliding_window), None
     if segment_bounds is None:
@@ -159,7 +165,7 @@ def segment_attention(
                 masks=masks,
             )
         )
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None  # some families view it
 
 
 def _lengths(bounds: Sequence[int]) -> list[int]:

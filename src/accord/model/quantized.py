@@ -47,19 +47,19 @@ BLOCK, NESTED_BLOCK = 64, 256
 
 
 class _Product(torch.autograd.Function):
-    """x W^T + b of a quantised layer; keeps neither x nor a full-precision W for backward."""
+    """x W^T + b of a quantised layer, [T, in] -> [T, out]; keeps neither x nor a full-precision W for backward. It gives no
+    view, so that peft may add to what it gives in place."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: _Quantized) -> Tensor:
         ctx.layer = layer
-        return layer.product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+        return layer.product(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None]:
         if not ctx.needs_input_grad[0]:
             return None, None
-        grad = gradients[0]
-        return ctx.layer.input_gradient(grad.reshape(-1, grad.shape[-1])).view(*grad.shape[:-1], -1), None
+        return ctx.layer.input_gradient(gradients[0]), None
 
 
 class _Quantized(nn.Module):
@@ -81,26 +81,33 @@ class _Quantized(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] of any float type -> [..., out] in the same."""
-        y: Tensor = _Product.apply(x, self)  # type: ignore[no-untyped-call]
-        return y
+        y_TO: Tensor = _Product.apply(x.reshape(-1, x.shape[-1]), self)  # type: ignore[no-untyped-call]
+        return y_TO.view(*x.shape[:-1], -1)
 
     def product(self, x_TI: Tensor) -> Tensor:
         """x W^T + b in the type of x, [T, out]. No gradient."""
         y_TO = x_TI.new_empty(len(x_TI), self.out_features)
+        scale, folds = self.scale, x_TI.dtype == torch.float16
         for rows, weight in self.tiles(x_TI.dtype):
-            y_TO[:, rows] = x_TI @ weight.T
-            del weight
-        scale = self.scale
-        y_TO = y_TO if scale is None else y_TO.mul_(scale)
+            if scale is not None and folds:  # sums of codes would leave float16's range
+                weight.mul_(scale[rows, None])
+            part = x_TI @ weight.T
+            y_TO[:, rows] = part if scale is None or folds else part * scale[rows]
+            del weight, part
         return y_TO if self.bias is None else y_TO.add_(self.bias)
 
     def input_gradient(self, grad_TO: Tensor) -> Tensor:
         """The gradient of x from that of the product, [T, in], in its type; added up in float32."""
-        scaled = grad_TO if self.scale is None else (grad_TO * self.scale).to(grad_TO.dtype)
+        scale, folds = self.scale, grad_TO.dtype == torch.float16
         total = grad_TO.new_zeros(len(grad_TO), self.in_features, dtype=torch.float32)
         for rows, weight in self.tiles(grad_TO.dtype):
-            total += scaled[:, rows] @ weight
-            del weight
+            part = grad_TO[:, rows]
+            if scale is not None and folds:  # a gradient times a scale would fall below float16's range
+                weight.mul_(scale[rows, None])
+            elif scale is not None:
+                part = (part * scale[rows]).to(grad_TO.dtype)
+            total += part @ weight
+            del weight, part
         return total.to(grad_TO.dtype)
 
 
@@ -339,6 +346,10 @@ class _Quantize(ConversionOps):
             if tuple(weight.shape) != (layer.out_features, layer.in_features):
                 raise ValueError(f"{name} has the shape {tuple(weight.shape)}, and the model another")
             result[name] = layer.set_weight(weight)
+            if layer.scale is not None and not layer.scale.isfinite().all():
+                raise ValueError(
+                    f"{name} holds numbers beyond float16's 65,504 or none; int8 cannot stand for them: use nf4 or none"
+                )
             del weight
             return_freed_memory()
         return result

@@ -27,6 +27,14 @@ from accord.model.attention import FLASH, SEGMENTS, packed_arguments
 
 Way = Literal["packed", "rows", "encoder-decoder"]
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
+OWN_MASKS: dict[str, Callable[[Any], bool]] = {
+    "doge": lambda config: True,
+    "moshi": lambda config: True,
+    "phimoe": lambda config: config.sliding_window is not None,
+    "qwen2_moe": lambda config: bool(config.sliding_window),
+}
+"""Families whose code tells attention by a mask alone what a token sees (windows that are not handed on, masks that are learnt),
+by the type of the text model's config. Packed attention gets no mask, and would see everything before the token."""
 ENCODER_DECODERS = ("t5", "mt5", "umt5")
 """Encoder-decoder families whose decoder starts, stops and scales as `read_pairs` assumes."""
 
@@ -63,6 +71,8 @@ def choose_reading(base: str, skeleton: PreTrainedModel) -> Reading:
     odd = sorted(set(getattr(text, "layer_types", None) or ()) - PACKABLE_LAYERS)
     if odd:
         return Reading("rows", f"packed sequences would see each other in its layers of type {', '.join(odd)}")
+    if text.model_type in OWN_MASKS and OWN_MASKS[text.model_type](text):
+        return Reading("rows", "what its attention sees is in a mask alone, which packed attention does not get", True)
     if skeleton._is_stateful or not skeleton._supports_attention_backend:
         return Reading("rows", "its layers are not transformers' replaceable attention, which alone can be packed")
     return Reading("packed")

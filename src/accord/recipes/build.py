@@ -109,24 +109,40 @@ def check_positions(path: str, config: Any, tokens: int, virtual: int, keys: str
         ConfigError: sequences are longer than the model's positions reach.
     """
     tokens += virtual
-    limit = _positions(config)
-    if limit is not None and tokens > limit:
-        beside = f" (the adapter's {virtual} virtual ones included)" if virtual else ""
-        raise ConfigError(
-            f"{path} reads at most {limit} tokens (max_position_embeddings), and sequences would have up to "
-            f"{tokens}{beside}: lower {keys}"
+    limit, same = positions_of(config), _same_turns(config)
+    if limit is None or tokens <= limit:
+        return
+    rule = "(max_position_embeddings)"
+    if limit == same:
+        rule = (
+            "here (rope_type: longrope, original_max_position_embeddings): one longer sequence would give a whole batch other "
+            "rotary frequencies"
         )
+    beside = f" (the adapter's {virtual} virtual ones included)" if virtual else ""
+    raise ConfigError(
+        f"{path} reads at most {limit} tokens {rule}, and sequences would have up to {tokens}{beside}: lower {keys}"
+    )
 
 
-def _positions(config: Any) -> int | None:
-    positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return positions
+def positions_of(config: Any) -> int | None:
+    """Most tokens of a sequence; `None`: as many as memory holds."""
+    bounds = (getattr(config.get_text_config(), "max_position_embeddings", None), _same_turns(config))
+    return min((bound for bound in bounds if bound is not None), default=None)
+
+
+def _same_turns(config: Any) -> int | None:
+    """Tokens up to which all sequences have the same rotary frequencies. Phi 3 with 128k positions and its kin have others
+    beyond, and transformers takes one or the other for a whole call, by its longest sequence: none would be what it is alone."""
+    given = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [given] if "rope_type" in given else [part for part in given.values() if isinstance(part, dict)]
+    firsts = [part.get("original_max_position_embeddings") for part in kinds if part.get("rope_type") == "longrope"]
+    return min((first for first in firsts if first is not None), default=None)
 
 
 def longest_allowed(recipe: Recipe) -> int:
     """Tokens that neither `data.max_tokens` nor the model's positions forbid; virtual tokens take positions too."""
     config = read_config(locate(recipe.model.source).base, recipe.model.trust_remote_code)
-    positions = _positions(config)
+    positions = positions_of(config)
     return min(recipe.data.max_tokens, recipe.data.max_tokens if positions is None else positions - _virtual(recipe))
 
 

@@ -14,7 +14,7 @@ from accord.errors import ConfigError, ModelError
 from accord.model.classifiers import refuse_without_words
 from accord.model.device import choose_device
 from accord.model.loading import load_tokenizer, locate
-from accord.recipes.build import check_context, open_model
+from accord.recipes.build import check_context, open_model, positions_of
 from accord.recipes.generate import GenerateOptions, ask_for
 from accord.rollout.collect import response_seed
 from accord.rollout.native import NativeEngine
@@ -104,7 +104,7 @@ class Chat:
         self.turns: tuple[Message, ...] = self._system
         """The conversation: system prompt, then user and assistant in turn."""
         config = self.roles.model.config.get_text_config()
-        positions: int | None = getattr(config, "max_position_embeddings", None)
+        positions = positions_of(config)
         self.context = None if positions is None else positions - self.roles.virtual_tokens
         """Most tokens of a prompt and its answer, beside an adapter's virtual ones; `None` without a limit."""
         self._answers = 0

@@ -49,6 +49,11 @@ def check_family(recipe: Recipe) -> Reading:
         refuse_without_words(recipe.model.path, location, recipe.model.trust_remote_code)
     skeleton = make_skeleton(base, config, trust_remote_code=recipe.model.trust_remote_code)
     reading = choose_reading(base, skeleton)
+    if isinstance(recipe, RolloutRecipe) and recipe.rollout.speculative is not None and reading.way != "packed":
+        raise ConfigError(
+            f"rollout.speculative: a step over drafts needs a model that is read packed, and {base} is not: {reading.why}; leave "
+            "it out"
+        )
     if recipe.model.quantize != "none":
         _check_quantize(recipe, base, skeleton)
     if isinstance(recipe, RewardRecipe):

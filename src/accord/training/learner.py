@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -16,7 +16,7 @@ from accord.batch import TokenBatch
 from accord.config import TrainConfig
 from accord.errors import RunError, TrainingError
 from accord.model.checkpointing import ActivationCheckpointing
-from accord.model.forward import Outputs, forward, teach
+from accord.model.forward import Outputs, Role, Teacher, forward, teach
 from accord.model.roles import Roles
 from accord.training.balance import RouterBalance
 from accord.training.optim import BASE, MakeOptimizer, make_groups, make_optimizer
@@ -127,16 +127,17 @@ class Learner:
         tokens the role computed on this rank."""
         totals: dict[str, Tensor] = {}
         saving = self.checkpointing.get(update.role)
-        with self.roles.use(update.role, train=True) as role, nullcontext() if saving is None else saving.on():
+        with (
+            self.roles.use(update.role, train=True) as role,
+            self._own_teacher(update) as own,
+            nullcontext() if saving is None else saving.on(),
+        ):
             micros = batch.split(self.config.micro_batch_tokens, role.shares)
             computed = sum(micro.computed(role.shares) for micro in micros)
             balance = self.balance.step(role, micros, update.heads_only)
             for micro in micros:
                 micro = micro.to(self.roles.device)
-                teacher = None
-                if update.teacher is not None:
-                    with self.roles.use(update.teacher) as other:
-                        teacher = teach(other, micro, update.beta)
+                teacher = self._taught(update, own, micro)
                 with balance.watching(micro):
                     outputs = forward(
                         role,
@@ -163,6 +164,21 @@ class Learner:
             for name, value in totals.items()
         }
         return reduced, computed
+
+    def _own_teacher(self, update: RoleUpdate) -> AbstractContextManager[Role | None]:
+        """A teacher with weights of its own is there for a whole step: the student's loss reads its output layer."""
+        if update.teacher is None or self.roles.roles[update.teacher].shared:
+            return nullcontext()
+        return self.roles.use(update.teacher)
+
+    def _taught(self, update: RoleUpdate, own: Role | None, micro: TokenBatch) -> Teacher | None:
+        """What the role's teacher says about a micro-batch, if it has one."""
+        if update.teacher is None:
+            return None
+        if own is not None:
+            return teach(own, micro, update.beta)
+        with self.roles.use(update.teacher) as other:
+            return teach(other, micro, update.beta)
 
     def _backward_penalty(self, update: RoleUpdate) -> Metrics:
         """Gradient of the adapter's own penalty: once a step, whatever the split into micro-batches and ranks, with text beside

@@ -94,7 +94,8 @@ class Rollouts:
         drafts = [part.drafts for part in parts if part.drafts is not None]
         if drafts:
             drafted, accepted = self.ranks.sum(torch.tensor(drafts, dtype=torch.float64).sum(0)).tolist()
-            metrics["sampling/accepted_fraction"] = accepted / max(drafted, 1.0)
+            if drafted:
+                metrics["sampling/accepted_fraction"] = accepted / drafted
         # Every rank has the same sources, and a source always counts the same events.
         counted = {name for part in parts for name in part.reward_counts}
         for name in sorted(counted):
