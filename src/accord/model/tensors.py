@@ -87,7 +87,7 @@ def load_streaming(
         own: further arguments of transformers' `from_pretrained`.
 
     Raises:
-        ValueError: a tensor has another shape than the config says.
+        ValueError: a tensor has another shape than the config says, or numbers that int8 has no codes for.
     """
     extra: dict[str, Any] = {}
     if quantize != "none":
@@ -106,6 +106,12 @@ def load_streaming(
     )
     if wrong:
         raise ValueError(f"{len(wrong)} tensors have another shape than its config says, such as {wrong[0]}")
+    for name, module in model.named_modules():
+        scale = getattr(module, "scale", None)
+        if isinstance(scale, Tensor) and not scale.isfinite().all():  # of int8
+            raise ValueError(
+                f"{name} holds numbers beyond float16's 65,504, or none at all, which int8 cannot stand for: use nf4 or none"
+            )
     model.name_or_path = model.config.name_or_path = base
     if model.can_generate():
         with suppress(OSError):
