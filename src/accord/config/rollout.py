@@ -57,8 +57,8 @@ class RolloutConfig(Section):
     to this many further rounds (DAPO, arXiv:2503.14476, section 3.2; verl's recipe: 10). What is missing then is filled up with
     dropped groups. 0: no group is dropped. Only for what compares the responses to one prompt."""
     max_sequences: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Sequences decoded together. auto: as many as a quarter of the device's memory holds, at most 256, where throughput becomes
-    flat."""
+    """Sequences decoded together. auto: as many as a quarter of the device's memory holds beside the weights that sample, at most
+    256, where throughput becomes flat."""
     merge_adapter: bool | Literal["auto"] = "auto"
     """Fold a LoRA adapter into the base while sampling, which takes the memory of one copy of the layers it changes. In float32
     that is exact but for rounding, in bfloat16 it is rounded up or down at random. auto: where it can be done, the copy takes at

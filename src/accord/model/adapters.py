@@ -20,29 +20,13 @@ from accord.errors import ConfigError, ModelError
 from accord.model.adapter_files import WEIGHTS, is_factor, saved_config, saved_tensors
 from accord.model.lora import use_thin_layers
 from accord.model.merging import refuse_changed_base
-from accord.model.methods import METHOD_OF, check_dora, unsuited_layers
+from accord.model.methods import METHOD_OF, check_dora, ordinary_layers, unsuited_layers
 from accord.model.prompts import VirtualTokens, check_virtual_tokens
 from accord.model.ranks import RankBudget
 from accord.model.reading import choose_reading
 
 SCORE = "score.weight"
 """The head of a sequence classifier."""
-
-
-@contextmanager
-def _ordinary_layers(model: PreTrainedModel, config: peft.PeftConfig) -> Iterator[None]:
-    """peft's own layers of IA3 and AdaLoRA over bitsandbytes' give float32 where the base computes in 16 bits; over ours, which
-    are linear layers like any other, it is to put its ordinary ones."""
-    flags = ("is_loaded_in_8bit", "is_loaded_in_4bit")
-    wanted = config.peft_type in (peft.PeftType.IA3, peft.PeftType.ADALORA)
-    before = {flag: getattr(model, flag) for flag in flags if wanted and getattr(model, flag, False)}
-    for flag in before:
-        setattr(model, flag, False)
-    try:
-        yield
-    finally:
-        for flag, value in before.items():
-            setattr(model, flag, value)
 
 
 class AdapterSet:
@@ -114,7 +98,7 @@ class AdapterSet:
             )
             self.prompts[name] = peft.get_peft_model(self.model, config, adapter_name=name).eval()
             return
-        with _ordinary_layers(self.model, config):
+        with ordinary_layers(self.model, config):
             self._add_layers(name, config)
 
     def _add_layers(self, name: str, config: peft.PeftConfig) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import peft
@@ -215,3 +216,19 @@ def unsuited_layers(model: PreTrainedModel) -> list[str] | None:
         names.append("out_proj")
     names += PAST_LAYER.get(model.config.model_type, ())
     return names or None
+
+
+@contextmanager
+def ordinary_layers(model: PreTrainedModel, config: peft.PeftConfig) -> Iterator[None]:
+    """peft's own layers of IA3 and AdaLoRA over bitsandbytes' give float32 where the base computes in 16 bits; over ours, which
+    are linear layers like any other, it is to put its ordinary ones."""
+    flags = ("is_loaded_in_8bit", "is_loaded_in_4bit")
+    wanted = config.peft_type in (peft.PeftType.IA3, peft.PeftType.ADALORA)
+    before = {flag: getattr(model, flag) for flag in flags if wanted and getattr(model, flag, False)}
+    for flag in before:
+        setattr(model, flag, False)
+    try:
+        yield
+    finally:
+        for flag, value in before.items():
+            setattr(model, flag, value)
