@@ -98,6 +98,9 @@ RECIPES: dict[str, str] = {
     "grpo, lora, bfloat16, 70M": f"grpo neox-70M --train.batch_size 16 --rollout.samples 4 {ROLLOUTS}",
     "grpo, full, shared layers, 50M": "grpo qwen3-50M --adapter null --train.batch_size 16 --rollout.samples 4 "
     f"--reference.source shared_layers --reference.k 6 {ROLLOUTS}",
+    "sft, lora, checkpointing, bfloat16, SmolLM2": "sft smollm2 --train.activation_checkpointing true",
+    "ppo, lora, checkpointing, float32, 60M": "ppo llama-60M --train.activation_checkpointing true --train.batch_size 16 "
+    f"--algorithm.minibatches 2 {ROLLOUTS}",
     "rloo, dora, float32, 4M": "rloo quickstart-4M --adapter.dora true --train.batch_size 32 --rollout.samples 4 "
     f"--train.micro_batch_tokens 4096 {ROLLOUTS}",
 }
