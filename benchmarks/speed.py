@@ -14,7 +14,7 @@ micro-batches of 8 rows or 4 pairs), no activation checkpointing, two threads. E
 takes turns; the others are stopped meanwhile. Real HH pairs and prompts of up to 512 tokens. Where responses are sampled in GRPO,
 RLOO and PPO, EOS is a token that does not come, so every library draws as many. DPO's reference is computed anew in each unit.
 Rollouts: each side is given all 64 requests at once and chooses how many it decodes together; `generate` decodes all of them.
-trl and transformers are spared a trap of torch on CPU (`output_layer.py`); the side `generate, as it is` is not.
+trl and transformers are spared a trap of torch on CPU (`output_layer.py`).
 Needs a machine without other work: about two hours, most of it trl's PPO. The row `growth` counts computed tokens.
 
 Writes results/speed.json and results/speed.md beside this file (speed-quickstart.* for that model; nothing with --small).

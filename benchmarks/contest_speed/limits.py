@@ -86,13 +86,12 @@ def decoding(job: Facts) -> Unit:
 def generate(job: Facts) -> Unit:
     """`transformers.generate`, all requests in one batch, padded on the left; tokens after EOS do not count.
 
-    As it is, or (`contiguous`) without what torch on CPU does with slices; see `output_layer.py`."""
+    It is spared what torch on CPU does with slices; see `output_layer.py`."""
     tokenizer = AutoTokenizer.from_pretrained(job["model"], padding_side="left")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model: Any = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.bfloat16).eval()
-    if job.get("contiguous"):
-        read_contiguously(model)
+    read_contiguously(model)
     size = job["size"]
     lines = (Path(job["work"]) / "requests.jsonl").read_text().splitlines()
     prompts = [json.loads(line)["prompt"] for line in lines]

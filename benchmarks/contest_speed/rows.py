@@ -101,11 +101,10 @@ ROWS: tuple[Row, ...] = (
         "tokens",
         (
             _ours("generation", fixed=False),
-            Side("generate", "limits", {"what": "generate", "contiguous": True}),
-            Side("generate, as it is", "limits", {"what": "generate"}),
+            Side("generate", "limits", {"what": "generate"}),
             Side("vllm", "with_vllm", {}, "vllm"),
         ),
-        (Target("generate", 3), Target("generate, as it is", 3), Target("vllm", 1)),
+        (Target("generate", 3), Target("vllm", 1)),
     ),
     Row(
         "training-limit",
