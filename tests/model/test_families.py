@@ -28,7 +28,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from accord.batch import TokenBatch
 from accord.config import LoraConfig
 from accord.errors import ModelError
-from accord.model.attention import segment_attention
+from accord.model.attention import flash_attention, segment_attention
 from accord.model.export import save_policy, save_scorer
 from accord.model.forward import forward
 from accord.model.loading import load_weights
@@ -392,6 +392,8 @@ def test_what_packed_attention_would_leave_out_is_refused(model_folder, make_rol
     query = torch.zeros(1, 4, 3, 8)
     with pytest.raises(ModelError, match="makes a mask of its own"):
         segment_attention(torch.nn.Identity(), query, query, query, torch.zeros(3, 3), segment_bounds=[0, 3])
+    with pytest.raises(ModelError, match="sees what comes later, too"):
+        flash_attention(layer, query, query, query, None, segment_bounds=[0, 3])
 
 
 def transforms(node: ast.AST) -> bool:

@@ -132,12 +132,8 @@ def segment_attention(
     if softcap is not None or s_aux is not None:
         what = "soft-capped attention scores" if softcap is not None else "attention sinks"
         raise ModelError(f"{type(module).__name__} has {what}, which {SEGMENTS} attention does not compute")
-    if not getattr(module, "is_causal", True):
-        raise ModelError(
-            f"{type(module).__name__} sees what comes later, too, which {SEGMENTS} attention does not compute"
-        )
-    if attention_mask is not None and (segment_bounds is not None or step is not None):
-        raise ModelError(f"{type(module).__name__} makes a mask of its own, which {SEGMENTS} attention would leave out")
+    if segment_bounds is not None or step is not None:
+        _check_causal(module, attention_mask)
     if step is not None:
         return _step_attention(query, key, value, step, scaling, dropout, sliding_window), None
     if segment_bounds is None:
@@ -168,6 +164,18 @@ def segment_attention(
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None  # some families view it
 
 
+def _check_causal(module: nn.Module, mask: Tensor | None) -> None:
+    """Refuse a layer of which packed attention would leave something out.
+
+    Raises:
+        ModelError: it names the layer.
+    """
+    if not getattr(module, "is_causal", True):
+        raise ModelError(f"{type(module).__name__} sees what comes later, too, which packed attention does not compute")
+    if mask is not None:
+        raise ModelError(f"{type(module).__name__} makes a mask of its own, which packed attention would leave out")
+
+
 def _lengths(bounds: Sequence[int]) -> list[int]:
     return [end - start for start, end in pairwise(bounds)]
 
@@ -188,6 +196,7 @@ def flash_attention(
     """
     if arguments.get("segment_bounds") is None:
         return segment_attention(module, query, key, value, attention_mask, **arguments)
+    _check_causal(module, attention_mask)
     for ours in ("segment_bounds", "key_bounds", "key_paths", "masks"):
         arguments.pop(ours, None)
     places = arguments.pop("key_places", None)
