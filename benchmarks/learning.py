@@ -7,7 +7,7 @@ MODEL: folder of SmolLM2-135M-Instruct. DATA: folder with `movie_reviews/`. OUTP
 again, so the benchmark can be stopped and gone on with. FOLDERs hold trl 1.12.0 (the last with PPO) and 1.16.0, each made by
 `pip install --no-deps --target FOLDER trl==VERSION`. Needs `pip install vaderSentiment==3.3.2 matplotlib`.
 
-Contest: PPO, GRPO, RLOO, DPO and KTO, each with both libraries: same base (bfloat16), LoRA on all linear layers, prompts,
+Contest: PPO, GRPO, RLOO, DPO and KTO, each with both libraries: same base (type: column `base`), LoRA on all linear layers, prompts,
 number of responses, batch, KL coefficient, constant learning rate; the rate is searched over the same three values and chosen by
 the score on training prompts (the column `search` says with how many seeds each); 3 seeds at the best one. Guide: Accord's
 methods on one task, searched with seed 0, with best-of-n of the base as the yardstick. Everything is judged on held-out prompts
@@ -29,6 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from base_type import NAME
 from contest import settings
 from contest.plan import BEST_OF, CONTEST, GUIDE, GUIDE_TASK, OFFLINE, TASKS
 from contest.series import chosen
@@ -112,6 +113,7 @@ class Bench:
             "rate": rate,
             "seed": seed,
             "iterations": settings.ITERATIONS[task],
+            "dtype": NAME,
             "model": str(self.asked.model),
             "data": str(self.asked.data),
             "folder": str(self.asked.output / name),
@@ -173,7 +175,8 @@ class Bench:
             return
         parts = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("run", "train", "held_out")}
         kept = {
-            key: job.get(key) for key in ("part", "task", "label", "method", "library", "rate", "seed", "iterations")
+            key: job.get(key)
+            for key in ("part", "task", "label", "method", "library", "rate", "seed", "iterations", "dtype")
         }
         result = kept | {"train": parts["train"], "held_out": parts["held_out"]} | parts["run"]
         (folder / "result.json").write_text(json.dumps(result))

@@ -11,14 +11,15 @@ from typing import Any
 
 import peft
 import torch
+from base_type import DTYPE
 from contest.tasks import Task, load_task
 from output_layer import read_contiguously
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def load(model: str) -> tuple[Any, Any]:
-    """Base model (bfloat16) and tokenizer."""
-    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    """Base model and tokenizer."""
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=DTYPE)
     return read_contiguously(base), AutoTokenizer.from_pretrained(model)
 
 

@@ -20,6 +20,8 @@ from contest.tasks import Task, load_task
 
 DRAWS = 32
 """Responses drawn to each training prompt."""
+ROWS = 80
+"""Responses drawn at once; all prompts of a task have as many tokens."""
 
 
 def main() -> None:
@@ -28,7 +30,7 @@ def main() -> None:
     model, data, name, output = sys.argv[1:5]
     base, tokenizer = load(model)
     task = load_task(name, tokenizer, Path(data))
-    pairs = draw_pairs(base, tokenizer, task)[: settings.PAIRS]
+    pairs = draw_pairs(base, tokenizer, task)[: settings.PAIRS[name]]
     labels = [
         {"prompt": pair["prompt"], "completion": pair[kind], "label": kind == "chosen"}
         for pair in pairs
@@ -49,19 +51,24 @@ def draw_pairs(base: Any, tokenizer: Any, task: Task) -> list[dict[str, str]]:
     prompts = task.train if len(task.train) > 100 else task.train * 2
     draws = 8 if len(task.train) > 100 else DRAWS
     rounds: list[list[dict[str, str]]] = []
-    for prompt in prompts:
-        ids = tokenizer([prompt] * draws, return_tensors="pt", add_special_tokens=False).input_ids
+    at_once = max(1, ROWS // draws)
+    for first in range(0, len(prompts), at_once):
+        part = [prompt for prompt in prompts[first : first + at_once] for _ in range(draws)]
+        ids = tokenizer(part, return_tensors="pt", add_special_tokens=False).input_ids
         drawn, lengths = draw(base, ids, task.max_new_tokens, tokenizer.eos_token_id)
-        texts = sorted(
-            {tokenizer.decode(row[: int(n)], skip_special_tokens=True) for row, n in zip(drawn, lengths, strict=True)}
-        )
-        ranked = sorted(texts, key=lambda text: -task.reward(prompts=[prompt], responses=[text])[0])
-        both = zip(ranked, reversed(ranked), strict=True)
-        rounds.append(
-            [{"prompt": prompt, "chosen": up, "rejected": down} for up, down in both if _above(task, prompt, up, down)]
-        )
+        texts = [
+            tokenizer.decode(row[: int(n)], skip_special_tokens=True) for row, n in zip(drawn, lengths, strict=True)
+        ]
+        rounds += [_pairs(task, part[n], sorted(set(texts[n : n + draws]))) for n in range(0, len(part), draws)]
     deepest = max(len(found) for found in rounds)
     return [found[depth] for depth in range(deepest) for found in rounds if depth < len(found)]
+
+
+def _pairs(task: Task, prompt: str, texts: list[str]) -> list[dict[str, str]]:
+    """Best with worst, second best with second worst, of the responses to one prompt."""
+    ranked = sorted(texts, key=lambda text: -task.reward(prompts=[prompt], responses=[text])[0])
+    both = zip(ranked, reversed(ranked), strict=True)
+    return [{"prompt": prompt, "chosen": up, "rejected": down} for up, down in both if _above(task, prompt, up, down)]
 
 
 def _above(task: Task, prompt: str, up: str, down: str) -> bool:

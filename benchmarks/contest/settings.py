@@ -10,7 +10,7 @@ SEARCH_SEEDS = {"addition": SEEDS, "sentiment": SEEDS[:1]}
 """Seeds of the search in the contest. Additions are learnt almost to the end at every rate: one seed would choose by chance."""
 BATCH = 64
 """Responses (or pairs, or labelled rows) an iteration."""
-ITERATIONS = {"addition": 12, "sentiment": 12}
+ITERATIONS = {"addition": 12, "sentiment": 8}
 GROUP = 8
 """Responses to each prompt, for methods that compare them."""
 PPO = {"epochs": 2, "minibatches": 2, "kl": 0.05, "clip": 0.2, "value_coef": 0.1, "gamma": 1.0, "lam": 0.95}
@@ -18,6 +18,6 @@ GRPO = {"kl": 0.02, "clip": 0.2}
 RLOO = {"kl": 0.05}
 BETA = 0.1
 """Of DPO and KTO."""
-PAIRS = 384
-"""Pairs of base responses for DPO and KTO, drawn once and given to both."""
+PAIRS = {"addition": 384, "sentiment": 256}
+"""Pairs of base responses for methods on examples, drawn once and given to all."""
 EXAMPLE_EPOCHS = 2

@@ -12,6 +12,7 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
+from base_type import NAME
 from contest import settings
 from contest.tasks import load_task
 from transformers import AutoTokenizer
@@ -25,7 +26,7 @@ def recipe(job: dict[str, Any]) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     task = load_task(job["task"], tokenizer, Path(job["data"]))
     shared: dict[str, Any] = {
-        "model": {"path": job["model"]},
+        "model": {"path": job["model"], "dtype": NAME},
         "adapter": {"r": settings.LORA["r"], "alpha": settings.LORA["alpha"]},
         "train": {
             "batch_size": settings.BATCH,

@@ -18,6 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import datasets
 import peft
 import torch
+from base_type import DTYPE
 from contest import settings
 from contest.tasks import Task, load_task
 from output_layer import read_contiguously
@@ -31,7 +32,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     """Train as the job says; returns curve and seconds, and leaves the adapter in the job's folder."""
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     task = load_task(job["task"], tokenizer, Path(job["data"]))
-    model = read_contiguously(AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.bfloat16))
+    model = read_contiguously(AutoModelForCausalLM.from_pretrained(job["model"], dtype=DTYPE))
     model.config.use_cache = True
     lora = peft.LoraConfig(
         r=settings.LORA["r"], lora_alpha=settings.LORA["alpha"], target_modules="all-linear", task_type="CAUSAL_LM"
@@ -114,7 +115,7 @@ def _ppo(job: dict[str, Any], task: Task, model: Any, tokenizer: Any, lora: Any)
 
     # Its PPO finds the end of a response at the first pad token, so padding must not be EOS.
     tokenizer.pad_token = next(token for token in tokenizer.all_special_tokens if token != tokenizer.eos_token)
-    value = AutoModelForSequenceClassification.from_pretrained(job["model"], dtype=torch.bfloat16, num_labels=1)
+    value = AutoModelForSequenceClassification.from_pretrained(job["model"], dtype=DTYPE, num_labels=1)
     value.requires_grad_(False)
     # Injected in place, since trl reads the value model's own attributes; the critic learns an adapter and a head, as ours does.
     critic = peft.LoraConfig(r=lora.r, lora_alpha=lora.lora_alpha, target_modules=_linear_layers(value))
