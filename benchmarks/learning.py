@@ -7,8 +7,8 @@ MODEL: folder of SmolLM2-135M-Instruct. DATA: folder with `movie_reviews/`. OUTP
 again, so the benchmark can be stopped and gone on with. FOLDERs hold trl 1.12.0 (the last with PPO) and 1.16.0, each made by
 `pip install --no-deps --target FOLDER trl==VERSION`. Needs `pip install vaderSentiment==3.3.2 matplotlib`.
 
-Contest: PPO, GRPO, RLOO, DPO and KTO, each with both libraries: same base (type: column `base`), LoRA on all linear layers, prompts,
-number of responses, batch, KL coefficient, constant learning rate; the rate is searched over the same three values and chosen by
+Contest: PPO, GRPO, RLOO, DPO and KTO, each with both libraries: same base, LoRA on all linear layers, prompts,
+number of responses, batch, KL coefficient, constant learning rate; the rate is searched over the same values and chosen by
 the score on training prompts (the column `search` says with how many seeds each); 3 seeds at the best one. Guide: Accord's
 methods on one task, searched with seed 0, with best-of-n of the base as the yardstick. Everything is judged on held-out prompts
 by `contest/judge.py`, which is plain transformers and peft; a mean over 320 of its responses has a standard error of 0.02.
@@ -91,10 +91,14 @@ class Bench:
         self._search_then_seeds("guide", [(GUIDE_TASK, name, "accord") for name in names], settings.SEEDS[:1])
 
     def _search_then_seeds(self, part: str, series: list[tuple[str, str, str]], search: tuple[int, ...]) -> None:
-        self._all(self._job(part, *one, rate, seed) for seed in search for one in series for rate in settings.RATES)
+        self._all(
+            self._job(part, *one, rate, seed) for seed in search for one in series for rate in settings.RATES[one[0]]
+        )
         jobs = []
         for one in series:
-            done = [self._result(self._job(part, *one, rate, seed)) for rate in settings.RATES for seed in search]
+            done = [
+                self._result(self._job(part, *one, rate, seed)) for rate in settings.RATES[one[0]] for seed in search
+            ]
             finished = [result for result in done if result is not None]
             if finished:
                 best = chosen(finished)[0]["rate"]
@@ -113,6 +117,7 @@ class Bench:
             "rate": rate,
             "seed": seed,
             "iterations": settings.ITERATIONS[task],
+            "batch": settings.BATCH[task],
             "dtype": NAME,
             "model": str(self.asked.model),
             "data": str(self.asked.data),
@@ -122,7 +127,7 @@ class Bench:
             job |= GUIDE[method]
         if job["method"] in OFFLINE:
             rows = self._rows(task, OFFLINE[job["method"]])
-            job |= {"rows": str(rows), "iterations": settings.EXAMPLE_EPOCHS * _lines(rows) // settings.BATCH}
+            job |= {"rows": str(rows), "iterations": settings.EXAMPLE_EPOCHS * _lines(rows) // job["batch"]}
         return job
 
     def _rows(self, task: str, kind: str) -> Path:
@@ -176,7 +181,7 @@ class Bench:
         parts = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("run", "train", "held_out")}
         kept = {
             key: job.get(key)
-            for key in ("part", "task", "label", "method", "library", "rate", "seed", "iterations", "dtype")
+            for key in ("part", "task", "label", "method", "library", "rate", "seed", "iterations", "batch", "dtype")
         }
         result = kept | {"train": parts["train"], "held_out": parts["held_out"]} | parts["run"]
         (folder / "result.json").write_text(json.dumps(result))

@@ -11,7 +11,7 @@ from contest.plan import BEST_OF, GUIDE, GUIDE_TASK
 from contest.plots import draw_contest
 from contest.series import Run, chosen
 
-LEVELS = {"addition": 0.5, "sentiment": 0.4}
+LEVELS = {"addition": 0.5, "sentiment": 0.2}
 """Score on training prompts that `responses to reach` counts up to."""
 
 

@@ -68,7 +68,7 @@ def load_task(name: str, tokenizer: Any, data: Path) -> Task:
         random.Random(0).shuffle(prompts)
         return Task(name, addition, prompts[:80], prompts[80:], 4, 16)
     openings = _openings(tokenizer, data)
-    return Task(name, sentiment, openings[:400], openings[400:500], 16, 4)
+    return Task(name, sentiment, openings[:400], openings[400:500], 16, 2)
 
 
 def _openings(tokenizer: Any, data: Path, tokens: int = 8) -> list[str]:

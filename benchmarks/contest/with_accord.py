@@ -29,7 +29,7 @@ def recipe(job: dict[str, Any]) -> dict[str, Any]:
         "model": {"path": job["model"], "dtype": NAME},
         "adapter": {"r": settings.LORA["r"], "alpha": settings.LORA["alpha"]},
         "train": {
-            "batch_size": settings.BATCH,
+            "batch_size": job["batch"],
             "learning_rate": job["rate"],
             "schedule": "constant",
             "warmup": 0,
@@ -84,7 +84,7 @@ def _curve(job: dict[str, Any], rows: list[dict[str, float]]) -> list[dict[str, 
     """Score on the training prompts after so many responses (or rows), and KL in nats a response."""
     name = {"dpo": "rewards/margins", "kto": "loss"}.get(job["method"], "env/reward_mean")
     return [
-        {"samples": settings.BATCH * (n + 1), "score": row.get(name), "kl": row.get("objective/kl")}
+        {"samples": job["batch"] * (n + 1), "score": row.get(name), "kl": row.get("objective/kl")}
         for n, row in enumerate(rows)
     ]
 

@@ -73,7 +73,7 @@ def _grouped(job: dict[str, Any], task: Task, model: Any, tokenizer: Any, lora: 
         return task.reward(prompts=prompts, responses=completions)
 
     common = _common(job) | {
-        "per_device_train_batch_size": settings.BATCH,
+        "per_device_train_batch_size": job["batch"],
         "num_generations": settings.GROUP,
         "max_completion_length": task.max_new_tokens,
         "temperature": 1.0,
@@ -130,12 +130,12 @@ def _ppo(job: dict[str, Any], task: Task, model: Any, tokenizer: Any, lora: Any)
     assert len(lengths) == 1, f"prompts of {lengths} tokens"
     config = PPOConfig(
         **_common(job),
-        per_device_train_batch_size=settings.BATCH // settings.PPO["minibatches"],
+        per_device_train_batch_size=job["batch"] // settings.PPO["minibatches"],
         gradient_accumulation_steps=settings.PPO["minibatches"],
         num_mini_batches=settings.PPO["minibatches"],
         num_ppo_epochs=settings.PPO["epochs"],
-        total_episodes=settings.BATCH * job["iterations"],
-        local_rollout_forward_batch_size=settings.BATCH,
+        total_episodes=job["batch"] * job["iterations"],
+        local_rollout_forward_batch_size=job["batch"],
         response_length=task.max_new_tokens,
         temperature=1.0,
         stop_token="eos",
@@ -155,7 +155,7 @@ def _ppo(job: dict[str, Any], task: Task, model: Any, tokenizer: Any, lora: Any)
         reward_model=Rewarder(task, tokenizer, lengths.pop()),
         value_model=value,
         train_dataset=datasets.Dataset.from_list(rows),
-        eval_dataset=datasets.Dataset.from_list(rows[: settings.BATCH]),
+        eval_dataset=datasets.Dataset.from_list(rows[: job["batch"]]),
         peft_config=lora,
     )
 
@@ -182,7 +182,7 @@ def _offline(job: dict[str, Any], task: Task, model: Any, tokenizer: Any, lora: 
 
     rows = [json.loads(line) for line in Path(job["rows"]).read_text().splitlines()]
     common = _common(job) | {
-        "per_device_train_batch_size": settings.BATCH,
+        "per_device_train_batch_size": job["batch"],
         "max_steps": job["iterations"],
         "beta": settings.BETA,
     }
@@ -199,7 +199,7 @@ def _curve(job: dict[str, Any], history: list[dict[str, Any]]) -> Curve:
     names = {"ppo": "objective/scores", "grpo": "reward", "rloo": "reward", "dpo": "rewards/margins", "kto": "loss"}
     rows = [row for row in history if names[job["method"]] in row]
     return [
-        {"samples": settings.BATCH * (n + 1), "score": row[names[job["method"]]], "kl": row.get("objective/kl")}
+        {"samples": job["batch"] * (n + 1), "score": row[names[job["method"]]], "kl": row.get("objective/kl")}
         for n, row in enumerate(rows)
     ]
 
