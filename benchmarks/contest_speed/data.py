@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from base_type import DTYPE
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel
 
 ASSISTANT = "\n\nAssistant:"
@@ -109,7 +110,7 @@ def write_wide(model: Path, vocabulary: int, folder: Path) -> None:
         max_position_embeddings=2048,
         tie_word_embeddings=True,
     )
-    wide: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    wide: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=DTYPE)
     wide.save_pretrained(folder)
     AutoTokenizer.from_pretrained(model).save_pretrained(folder)
 

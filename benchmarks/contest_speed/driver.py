@@ -134,7 +134,7 @@ def run_row(
             print(f"{label} {row.name}: turn {turn + 1} of {turns}: {spent}; {left / 60:.1f} min left", flush=True)
     except SideFailedError as error:
         print(f"{label} {row.name}: FAILED: {error}", flush=True)
-        return {"row": row.name, "failed": str(error)}
+        return {"row": row.name, "failed": str(error), "threads": threads}
     finally:
         for process in processes:
             process.end()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from base_type import DTYPE
 from contest_speed.serve import Facts, serve
 from output_layer import read_contiguously
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ HEAD_ROWS = 256
 
 def _products(job: Facts) -> tuple[Any, list[Tensor], Tensor]:
     """Tokenizer, weights of the layers, weight of the output layer."""
-    model: Any = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.bfloat16)
+    model: Any = AutoModelForCausalLM.from_pretrained(job["model"], dtype=DTYPE)
     layers = [part.weight.detach() for part in model.base_model.modules() if isinstance(part, nn.Linear)]
     return AutoTokenizer.from_pretrained(job["model"]), layers, model.get_output_embeddings().weight.detach()
 
@@ -90,7 +91,7 @@ def generate(job: Facts) -> Unit:
     tokenizer = AutoTokenizer.from_pretrained(job["model"], padding_side="left")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model: Any = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.bfloat16).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(job["model"], dtype=DTYPE).eval()
     read_contiguously(model)
     size = job["size"]
     lines = (Path(job["work"]) / "requests.jsonl").read_text().splitlines()

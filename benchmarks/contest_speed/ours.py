@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from base_type import NAME
 from contest_speed.serve import Facts, serve
 from contest_speed.settings import LORA, RATE
 
@@ -30,7 +31,7 @@ def recipe(job: Facts, data: str, batch: int, **sections: Any) -> dict[str, Any]
     train = {"batch_size": batch, "learning_rate": RATE, "schedule": "constant", "warmup": 0, "checkpoint_every": 0}
     train |= {"iterations": 1000} if rollouts else {"steps": 1000}
     return {
-        "model": {"path": model, "dtype": "bfloat16"},
+        "model": {"path": model, "dtype": NAME},
         "adapter": LORA | job.get("adapter", {}),
         "data": {"path": str(Path(job["work"]) / data), "max_tokens": job["size"]["max_tokens"]},
         "train": train | job.get("train", {}),

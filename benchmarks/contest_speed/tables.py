@@ -13,27 +13,36 @@ Found = dict[str, Any]
 
 
 def write_results(output: Path, results: Path, about: str, name: str) -> None:
-    """Collect what has run in `output`, and write speed.json and speed.md; `about` says how it was made."""
-    found = {row.name: json.loads(path.read_text()) for row in ROWS if (path := output / f"{row.name}.json").is_file()}
+    """Collect what has run in `output`, and write speed.json and speed.md; `about` says how it was made. What was measured before
+    stays, but for the same row on the same machine in the same type."""
     results.mkdir(exist_ok=True)
-    (results / f"{name}.json").write_text(json.dumps(list(found.values()), indent=1) + "\n")
+    file = results / f"{name}.json"
+    made = json.loads(file.read_text()) if file.is_file() else []
+    made += [json.loads(path.read_text()) for row in ROWS if (path := output / f"{row.name}.json").is_file()]
+    machines: dict[str, dict[str, Found]] = {}
+    for one in made:
+        place = f"{one['machine']}, {one['threads']} threads, base in {one['dtype']}"
+        machines.setdefault(place, {})[one["row"]] = one
+    file.write_text(json.dumps([one for found in machines.values() for one in found.values()], indent=1) + "\n")
     lines = ["# How fast, how small\n", "```", about.strip(), "```", ""]
-    made = {f"{one['commit']}, {one['machine']}, {one['threads']} threads" for one in found.values() if "turns" in one}
-    lines += [f"Made at {place}." for place in sorted(made)]
-    lines += ["", "Medians of all turns, smallest and largest in brackets; the factor is the median over turns.", ""]
+    lines += ["Medians of all turns, smallest and largest in brackets; the factor is the median over turns."]
+    for place, found in machines.items():
+        lines += ["", f"## {place}", "", *of_machine(found)]
+    (results / f"{name}.md").write_text("\n".join(lines) + "\n")
+    print(f"{len(made)} rows -> {results / f'{name}.md'}")
+
+
+def of_machine(found: dict[str, Found]) -> list[str]:
+    """The rows that were measured on one machine, by their names."""
+    lines = [f"Made at {', '.join(sorted({one['commit'] for one in found.values()}))}.", ""]
     lines += ["| work | side | | against | | factor | must reach | |", "|---|---|---|---|---|---|---|---|"]
     for row in ROWS:
         if row.name in found and row.measure != "growth":
             lines += table_lines(row, found[row.name])
     if "turns" in found.get("growth", {}):
-        lines += [
-            "",
-            "Seconds a token, as a multiple of those of the smallest amount of work:",
-            "",
-            *growth(found["growth"]),
-        ]
-    (results / f"{name}.md").write_text("\n".join(lines) + "\n")
-    print(f"{len(found)} rows -> {results / f'{name}.md'}")
+        told = "Seconds a token, as a multiple of those of the smallest amount of work:"
+        lines += ["", told, "", *growth(found["growth"])]
+    return lines
 
 
 def value(row: Row, answer: Found, pairs: int) -> float:

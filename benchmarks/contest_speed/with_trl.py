@@ -15,6 +15,7 @@ from typing import Any
 import datasets
 import peft
 import torch
+from base_type import DTYPE
 from contest_speed.rewards import vowels
 from contest_speed.serve import Facts, Turns
 from contest_speed.settings import LORA, RATE
@@ -69,9 +70,9 @@ def common(job: Facts) -> dict[str, Any]:
 
 
 def base(job: Facts) -> tuple[Any, Any]:
-    """Model in bfloat16 and tokenizer."""
+    """Model and tokenizer."""
     path = job.get("base", job["model"])
-    model = read_contiguously(AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16))
+    model = read_contiguously(AutoModelForCausalLM.from_pretrained(path, dtype=DTYPE))
     model.config.use_cache = True
     return model, AutoTokenizer.from_pretrained(path)
 
@@ -118,7 +119,7 @@ def reward(job: Facts, turn: Turn) -> Any:
     from trl import RewardConfig, RewardTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
-    model = AutoModelForSequenceClassification.from_pretrained(job["model"], num_labels=1, dtype=torch.bfloat16)
+    model = AutoModelForSequenceClassification.from_pretrained(job["model"], num_labels=1, dtype=DTYPE)
     data = rows(job, "pairs.jsonl")
     config = RewardConfig(
         **common(job), **_accumulate(len(data), job["size"]["trl_pairs"]), max_length=job["size"]["max_tokens"]
@@ -200,7 +201,7 @@ def ppo(job: Facts, turn: Turn) -> Any:
     added = sorted(tokenizer.get_added_vocab().items(), key=lambda entry: entry[1])
     tokenizer.pad_token = [token for token, _ in added if token != tokenizer.eos_token][-1]
     tokenizer.padding_side = "left"
-    value = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.bfloat16, num_labels=1)
+    value = AutoModelForSequenceClassification.from_pretrained(path, dtype=DTYPE, num_labels=1)
     value.requires_grad_(False)
     names = {name.rpartition(".")[2] for name, part in value.named_modules() if isinstance(part, nn.Linear)} - {"score"}
     lora = peft.LoraConfig(r=LORA["r"], lora_alpha=LORA["alpha"], target_modules=sorted(names))

@@ -17,7 +17,7 @@ def prepare(job: Facts) -> Callable[[], Facts]:
     size = job["size"]
     lines = (Path(job["work"]) / "requests.jsonl").read_text().splitlines()
     prompts = [json.loads(line)["prompt"] for line in lines]
-    engine: Any = LLM(model=job["model"], dtype="bfloat16", enable_prefix_caching=False)
+    engine: Any = LLM(model=job["model"], dtype=job["dtype"], enable_prefix_caching=False)
     sampling = SamplingParams(temperature=1.0, top_p=1.0, top_k=0, max_tokens=size["longest_response"])
 
     def unit() -> Facts:

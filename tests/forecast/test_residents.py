@@ -6,6 +6,7 @@ import pytest
 
 from accord.config import METHODS
 from accord.errors import ConfigError, ModelError
+from accord.forecast import residents as module
 from accord.forecast.devices import parse_device
 from accord.forecast.families import architecture
 from accord.forecast.learning import optimizer_bytes
@@ -57,11 +58,15 @@ def test_quantised_sizes_of_twenty_billion():
     assert weight_bytes(shape, 2, "nf4") / GB == pytest.approx(11.53, abs=0.01)
 
 
-def test_the_type_of_weights_is_chosen_as_loading_chooses_it():
+def test_the_type_of_weights_is_chosen_as_loading_chooses_it(monkeypatch):
     shape = architecture(LLAMA_7B)
     assert item_of("auto", shape, trained=False) == 2
     assert item_of("auto", shape, trained=True) == 4
     assert item_of("float16", shape, trained=True) == 2
+    for types, size in ((frozenset({"float32"}), 4), (frozenset({"float32", "bfloat16", "float16"}), 2)):
+        monkeypatch.setattr(module, "fast_types", lambda types=types: types)
+        assert item_of("auto", shape, trained=False, cpu=True) == size
+        assert item_of("auto", shape, trained=False) == item_of("bfloat16", shape, trained=False, cpu=True) == 2
 
 
 def test_roles_share_a_frozen_base(tmp_path):

@@ -17,8 +17,10 @@ from accord.errors import ModelError
 from accord.model.attention import SEGMENTS
 from accord.model.loading import is_scorer, load_tokenizer, load_weights, locate, trunk_of, weight_type
 from accord.model.reading import CAPS, FACTORS, read, way_of
+from accord.ops import products
 
 CPU = torch.device("cpu")
+SLOW, FAST = frozenset({"float32"}), frozenset({"float32", "bfloat16", "float16"})
 
 
 def edit_config(folder: Path, **changes: object) -> None:
@@ -82,13 +84,18 @@ def test_a_hub_name_that_cannot_be_fetched_is_a_model_error() -> None:
         load_tokenizer(ModelConfig(path=location.base), location)
 
 
-def test_dtype_rules(own_folder: Path) -> None:
+def test_dtype_rules(own_folder: Path, monkeypatch) -> None:
     location = locate(str(own_folder))
     auto = ModelConfig(path=str(own_folder))
     assert weight_type(auto, location, trained=False) == torch.float32
     AutoModelForCausalLM.from_pretrained(own_folder).to(torch.bfloat16).save_pretrained(own_folder)
     assert weight_type(auto, location, trained=False) == torch.bfloat16
     assert weight_type(auto, location, trained=True) == torch.float32
+    for types, dtype in ((SLOW, torch.float32), (FAST, torch.bfloat16)):
+        monkeypatch.setattr(products, "fast_types", lambda types=types: types)
+        assert weight_type(auto, location, False, CPU) == dtype
+        assert weight_type(auto, location, False, torch.device("meta")) == torch.bfloat16
+        assert weight_type(ModelConfig(path=str(own_folder), dtype="bfloat16"), location, False, CPU) == torch.bfloat16
     asked = ModelConfig(path=str(own_folder), dtype="float16")
     assert {weight_type(asked, location, trained) for trained in (True, False)} == {torch.float16}
     for dtype in (torch.float32, torch.bfloat16):

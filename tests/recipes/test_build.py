@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import accord
 from accord.cli import COMMANDS
@@ -16,6 +18,7 @@ from accord.config import RECIPES, ModelConfig
 from accord.data import Encoder, encode_labelled, encode_pairs
 from accord.errors import ConfigError, ModelError
 from accord.model.merging import merge
+from accord.ops import products
 from accord.recipes import BUILDERS
 from accord.recipes.build import Split, check_start, load_split
 from accord.recipes.chat import Chat
@@ -165,3 +168,19 @@ def test_the_next_step_of_sft_runs(method, base, tmp_path: Path):
 def test_a_reward_model_that_went_on_is_no_policy(reward_adapter, base, tmp_path: Path):
     step = BUILDERS["reward"](recipe("reward", reward_adapter, tmp_path)).next_steps[0][1]
     assert "--model.path POLICY --reward" in step
+
+
+def test_the_header_says_what_the_processor_has_to_do_with_the_type(model_folder, tmp_path: Path, monkeypatch) -> None:
+    half = tmp_path / "half"
+    shutil.copytree(model_folder("llama"), half)
+    AutoModelForCausalLM.from_pretrained(half).to(torch.bfloat16).save_pretrained(half)
+
+    def told(types: set[str], **model: str) -> str:
+        monkeypatch.setattr(products, "fast_types", lambda: frozenset(types))
+        over = {"adapter": {"r": 2}, "model": model}
+        return str(BUILDERS["sft"](recipe("sft", half, tmp_path / "never", over)).facts["model"])
+
+    assert told({"float32", "bfloat16"}).endswith(" bfloat16)")
+    assert "float32: this processor has no instructions for the checkpoint's bfloat16" in told({"float32"})
+    assert "bfloat16, for which this processor has no instructions" in told({"float32"}, dtype="bfloat16")
+    assert told({"float32"}, dtype="float32").endswith(" float32)")

@@ -15,8 +15,9 @@ class ModelConfig(Section):
     path: str
     """Folder of a Hugging Face model, folder of a PEFT adapter (training goes on from it), or name of a model on the hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the weights. `auto`: the checkpoint's own for a frozen base, float32 for weights that are trained, since
-    steps of 1e-5 vanish in bfloat16's 8 bits of mantissa."""
+    """Type of the weights. `auto`: the checkpoint's own for a frozen base, but float32 for weights that are trained, since
+    steps of 1e-5 vanish in bfloat16's 8 bits of mantissa, and float32 on a CPU without instructions for the checkpoint's own,
+    which would be ten to forty times slower there."""
     quantize: Literal["none", "int8", "nf4"] = "none"
     """Precision of the linear layers of frozen weights, with an adapter to learn on them: `int8` (LLM.int8's codes,
     arXiv:2208.07339) or `nf4` (QLoRA with double quantisation, arXiv:2305.14314). `dtype` is then the type of the rest, and the

@@ -78,7 +78,7 @@ def forecast(recipe: Recipe, device: Device, longest: int | None = None) -> Fore
         ModelError: a model is not there, or its shape is not known.
     """
     ranks = device.count if recipe.placement.type == "torchrun" else 1
-    held = residents(recipe)
+    held = residents(recipe, device.cpu)
     bounds = [tokens for tokens in (longest, _positions(recipe, held)) if tokens is not None]
     work = workload(recipe, ranks, min(bounds, default=None), shares=shares_prefixes(recipe, held.learners))
     passes = Passes(recipe, held, work, device)

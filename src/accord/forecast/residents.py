@@ -11,6 +11,7 @@ from accord.forecast.learning import Adapter, largest_matrix, learning_adapter, 
 from accord.forecast.models import Found, find_model
 from accord.forecast.shapes import Architecture
 from accord.forecast.tape import FLOAT
+from accord.machine import fast_types
 
 ITEMS = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 STATEFUL = ("mamba", "jamba")
@@ -101,20 +102,28 @@ def quantization(recipe: Recipe) -> str:
     return str(getattr(recipe.model, "quantize", "none"))
 
 
-def item_of(dtype: str, shape: Architecture, trained: bool) -> int:
-    """Bytes of a weight in memory: as `accord.model.loading.weight_type` chooses."""
+def item_of(dtype: str, shape: Architecture, trained: bool, cpu: bool = False) -> int:
+    """Bytes of a weight in memory: as `accord.model.loading.weight_type` chooses.
+
+    Args:
+        dtype: `model.dtype`.
+        shape: of the model.
+        trained: whether its weights learn.
+        cpu: whether this machine's processor computes with them.
+    """
     if dtype != "auto":
         return ITEMS[dtype]
-    return FLOAT if trained else ITEMS.get(shape.dtype, FLOAT)
+    slow = cpu and shape.dtype not in fast_types()
+    return FLOAT if trained or slow else ITEMS.get(shape.dtype, FLOAT)
 
 
-def residents(recipe: Recipe) -> Residents:
-    """Weights and optimiser state of all roles of a recipe.
+def residents(recipe: Recipe, cpu: bool = False) -> Residents:
+    """Weights and optimiser state of all roles of a recipe, on this machine's processor or on another device.
 
     Raises:
         ModelError: a model is not there.
     """
-    return _Plan(recipe).make()
+    return _Plan(recipe, cpu).make()
 
 
 def _check_quantizable(found: Found) -> None:
@@ -135,16 +144,19 @@ def _check_quantizable(found: Found) -> None:
 
 
 class _Plan:
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe, self.kind = recipe, recipe.algorithm.type
+    def __init__(self, recipe: Recipe, cpu: bool) -> None:
+        self.recipe, self.kind, self.cpu = recipe, recipe.algorithm.type, cpu
         self.base = find_model(recipe.model.source)
         self.held = Residents(positions=self.base.positions)
         self.shape = self.base.shape
         self.quantize = quantization(recipe)
         self.full = recipe.adapter is None
-        self.item = item_of(recipe.model.dtype, self.shape, trained=self.full)
+        self.item = self._item(self.base, trained=self.full)
         self.adapter = None if self.full else learning_adapter(recipe.adapter, self.shape, self.base.adapter_config)
         self.bits = {"int8": 8, "nf4": 4}.get(self.quantize, 0)
+
+    def _item(self, found: Found, trained: bool = False) -> int:
+        return item_of(self.recipe.model.dtype, found.shape, trained, self.cpu)
 
     def make(self) -> Residents:
         role = {"reward": "reward", "classify": "classifier"}.get(self.kind, "policy")
@@ -249,7 +261,7 @@ class _Plan:
             return
         if config.source == "model":
             found = find_model(config.path)
-            item = item_of(self.recipe.model.dtype, found.shape, trained=False)
+            item = self._item(found)
             self._load("reference", found, item, self.quantize, getattr(config, "offload", False), once)
             self.held.frozen.append(Learner("reference", found.shape, item, None))
             return
@@ -284,7 +296,7 @@ class _Plan:
                         Learner(name, self.shape, self.item, None, quantized=self.bits, logprobs=False)
                     )
                     continue
-                item = item_of(self.recipe.model.dtype, found.shape, trained=False)
+                item = self._item(found)
                 self._load(name, found, item, self.quantize, getattr(term, "offload", False))
                 self._note(found)
                 self.held.frozen.append(Learner(name, found.shape, item, None, logprobs=False))
@@ -298,7 +310,7 @@ class _Plan:
             self._learner("critic", self.shape.embedding)
             return
         found = find_model(config.path)
-        item = item_of(self.recipe.model.dtype, found.shape, trained=True)
+        item = self._item(found, trained=True)
         self._load("critic", found, item)
         self._note(found)
         without_output = found.shape.parameters - found.shape.output_parameters

@@ -32,6 +32,7 @@ from accord.model.attention import choose_attention
 from accord.model.hub import fetch_adapter
 from accord.model.reading import Reading, choose_reading, refuse_head, refuse_transform, way_of
 from accord.model.tensors import LazyTensor, load_streaming, open_tensors
+from accord.ops.products import fast_type
 
 ADAPTER_CONFIG = "adapter_config.json"
 GGUF = ".gguf"
@@ -150,13 +151,15 @@ def load_tokenizer(config: ModelConfig, location: Location) -> PreTrainedTokeniz
     return tokenizer
 
 
-def weight_type(config: ModelConfig, location: Location, trained: bool) -> torch.dtype:
-    """The type to load weights in: as asked; for `auto`, float32 if they are trained, else the checkpoint's own."""
+def weight_type(
+    config: ModelConfig, location: Location, trained: bool, device: torch.device | None = None
+) -> torch.dtype:
+    """The type to load weights in: as asked; for `auto`, float32 if they are trained, else the checkpoint's own, or one that is
+    fast on `device` (`None`: they are only read)."""
     if config.dtype != "auto":
         return getattr(torch, config.dtype)
-    if trained:
-        return torch.float32
-    return read_config(location.base, config.trust_remote_code).dtype or torch.float32
+    own = read_config(location.base, config.trust_remote_code).dtype or torch.float32
+    return torch.float32 if trained else own if device is None else fast_type(own, device)
 
 
 def read_config(base: str, trust_remote_code: bool = False) -> Any:

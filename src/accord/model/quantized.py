@@ -33,6 +33,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from accord.model.device import return_freed_memory
 from accord.model.loading import trunk_of
+from accord.ops.products import product_type
 
 METHOD = "accord"
 """Name of the quantiser in transformers' registry; it stays in this process and in no file."""
@@ -87,8 +88,9 @@ class _Quantized(nn.Module):
     def product(self, x_TI: Tensor) -> Tensor:
         """x W^T + b in the type of x, [T, out]. No gradient."""
         y_TO = x_TI.new_empty(len(x_TI), self.out_features)
-        scale, folds = self.scale, x_TI.dtype == torch.float16
-        for rows, weight in self.tiles(x_TI.dtype):
+        wide = product_type(x_TI)
+        scale, folds, x_TI = self.scale, wide == torch.float16, x_TI.to(wide)
+        for rows, weight in self.tiles(wide):
             if scale is not None and folds:  # sums of codes would leave float16's range
                 weight.mul_(scale[rows, None])
             part = x_TI @ weight.T
@@ -98,14 +100,15 @@ class _Quantized(nn.Module):
 
     def input_gradient(self, grad_TO: Tensor) -> Tensor:
         """The gradient of x from that of the product, [T, in], in its type; added up in float32."""
-        scale, folds = self.scale, grad_TO.dtype == torch.float16
+        wide = product_type(grad_TO)
+        scale, folds = self.scale, wide == torch.float16
         total = grad_TO.new_zeros(len(grad_TO), self.in_features, dtype=torch.float32)
-        for rows, weight in self.tiles(grad_TO.dtype):
-            part = grad_TO[:, rows]
+        for rows, weight in self.tiles(wide):
+            part = grad_TO[:, rows].to(wide)
             if scale is not None and folds:  # a gradient times a scale would fall below float16's range
                 weight.mul_(scale[rows, None])
             elif scale is not None:
-                part = (part * scale[rows]).to(grad_TO.dtype)
+                part = (part * scale[rows]).to(wide)
             total += part @ weight
             del weight, part
         return total.to(grad_TO.dtype)

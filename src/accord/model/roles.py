@@ -82,7 +82,7 @@ class Roles:
         elif self.location.adapter is not None:
             refuse_changed_base(self.location.adapter)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(config, self.location)
-        self.dtype = weight_type(config, self.location, trained=adapter is None)
+        self.dtype = weight_type(config, self.location, adapter is None, device)
         self.model: PreTrainedModel = self._load(self.location, trained=adapter is None, tensors=tensors)
         self.adapters = AdapterSet(self.model, self.location.base, thin=getattr(adapter, "dtype", "auto") == "auto")
         self.roles: dict[str, Role] = {}
@@ -103,7 +103,7 @@ class Roles:
     ) -> PreTrainedModel:
         return load_weights(
             location.base,
-            weight_type(self.config, location, trained),
+            weight_type(self.config, location, trained, self.device),
             self.device,
             scorer=scorer,
             headless=scorer and location.adapter is not None,

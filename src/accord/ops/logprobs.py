@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from accord.ops.products import input_gradient, linear
+
 TILE_ELEMENTS = 1 << 23
 """Logits in a tile: 32 MiB of float32. Smaller ones cost matrix-product efficiency."""
 BLOCK_ELEMENTS = 1 << 18
@@ -83,7 +85,7 @@ def tiles(count: int, vocabulary: int) -> Iterator[slice]:
 
 
 def _logits(hidden_KH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, temperature: float) -> Tensor:
-    logits = functional.linear(hidden_KH.to(weight_VH.dtype), weight_VH, bias_V).float()
+    logits = linear(hidden_KH, weight_VH, bias_V).float()
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 
@@ -112,7 +114,7 @@ class LinearGradients:
         weight_VH = self._weight_VH
         grad = grad.to(weight_VH.dtype)
         if self._grad_hidden is not None:
-            self._grad_hidden[rows] = (grad @ weight_VH).to(self._hidden_KH.dtype)
+            self._grad_hidden[rows] = input_gradient(grad, weight_VH).to(self._hidden_KH.dtype)
         if self._grad_weight is not None:
             self._grad_weight += (grad.T @ self._hidden_KH[rows].to(weight_VH.dtype)).float()
         if self._grad_bias is not None:
@@ -170,7 +172,7 @@ class _TokenLogprobs(torch.autograd.Function):
         slopes_KH = torch.empty_like(hidden_KH) if at_once else None
         tile = _Tile(len(weight_VH), hidden_KH.device, len(hidden_KH))
         for rows in tiles(len(targets_K), len(weight_VH)):
-            logits = functional.linear(hidden_KH[rows].to(weight_VH.dtype), weight_VH, bias_V)
+            logits = linear(hidden_KH[rows], weight_VH, bias_V)
             targets, logprobs, entropies = targets_K[rows, None], logprobs_K[rows], entropies_K[rows]
             for block, log_p in tile.blocks(logits, temperature):
                 logprobs[block] = log_p.gather(-1, targets[block]).squeeze(-1)
@@ -181,7 +183,7 @@ class _TokenLogprobs(torch.autograd.Function):
                     slope.scatter_add_(-1, targets[block], slope.new_full((len(slope), 1), -1.0))
                     logits[block] = slope
             if slopes_KH is not None:
-                slopes_KH[rows] = (logits @ weight_VH).to(hidden_KH.dtype)
+                slopes_KH[rows] = input_gradient(logits, weight_VH).to(hidden_KH.dtype)
         ctx.save_for_backward(hidden_KH, weight_VH, bias_V, targets_K, slopes_KH)
         ctx.temperature, ctx.with_entropy = temperature, with_entropy
         ctx.set_materialize_grads(False)
@@ -200,7 +202,7 @@ class _TokenLogprobs(torch.autograd.Function):
         sums = LinearGradients(hidden_KH, weight_VH, bias_V, ctx.needs_input_grad)
         tile = _Tile(len(weight_VH), hidden_KH.device, len(hidden_KH))
         for rows in tiles(len(targets_K), len(weight_VH)):
-            logits = functional.linear(hidden_KH[rows].to(weight_VH.dtype), weight_VH, bias_V)
+            logits = linear(hidden_KH[rows], weight_VH, bias_V)
             for block, log_p in tile.blocks(logits, ctx.temperature):
                 places = slice(rows.start + block.start, rows.start + block.stop)
                 logits[block] = _slope(log_p, targets_K[places], grad_logprobs_K, grad_entropies_K, places).div_(

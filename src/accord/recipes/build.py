@@ -27,9 +27,10 @@ from accord.data import Encoded, Encoder, Loaded, read_records, set_chat_templat
 from accord.errors import ConfigError, ModelError
 from accord.model.classifiers import refuse_without_words
 from accord.model.device import choose_device
-from accord.model.loading import load_tokenizer, locate, read_adapter_config, read_config
+from accord.model.loading import load_tokenizer, locate, read_adapter_config, read_config, weight_type
 from accord.model.merging import has_virtual_tokens, method_of_folder
 from accord.model.roles import Roles
+from accord.ops.products import fast_type
 from accord.recipes.family import check_family, reading_facts
 from accord.recipes.going_on import learning_adapter
 from accord.training.optim import check_optimizer
@@ -314,8 +315,18 @@ def model_facts(recipe: Recipe, roles: Roles, weights: Mapping[str, nn.Parameter
 
 
 def _precision(model: ModelConfig, roles: Roles) -> str:
+    """The type of the weights, and what the processor has to do with it."""
     name = str(roles.dtype).removeprefix("torch.")
-    return name if model.quantize == "none" else f"{model.quantize}, computes in {name}"
+    if model.quantize != "none":
+        return f"{model.quantize}, computes in {name}"
+    if fast_type(roles.dtype, roles.device) != roles.dtype:
+        return f"{name}, for which this processor has no instructions: model.dtype float32 is about ten times as fast"
+    own = weight_type(model, roles.location, trained=roles.adapter_config is None)
+    return (
+        name
+        if own == roles.dtype
+        else f"{name}: this processor has no instructions for the checkpoint's {str(own)[6:]}"
+    )
 
 
 def _memory_facts(recipe: Recipe, roles: Roles) -> dict[str, str]:

@@ -17,6 +17,7 @@ from accord.model.classifiers import ClassFacts, head_rows, load_for_adapter, re
 from accord.model.loading import Location, distinct_padding, is_scorer, locate, quiet_progress, read_config
 from accord.model.merging import folded_in, has_virtual_tokens
 from accord.model.score_facts import ScoreFacts
+from accord.ops.products import fast_type
 from accord.rewards.protocol import Counts, checked_scores, describe
 from accord.types import Rollout
 
@@ -51,7 +52,8 @@ class ClassifierReward:
         # Right, because the score of a decoder is read at the last token; which end is cut is chosen for each text.
         self._tokenizer.padding_side = "right"
         self._tokenizer.truncation_side = "right" if config.of == "response" else "left"
-        self._model = _load_model(location).to(device).eval().requires_grad_(False)
+        model = _load_model(location)
+        self._model = model.to(device, fast_type(model.dtype, device)).eval().requires_grad_(False)
         padding = distinct_padding(self._tokenizer)
         self._model.config.pad_token_id = padding
         # Virtual tokens that are embeddings hide padding from transformers' classifiers.
