@@ -27,6 +27,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from base_type import NAME
+
 HERE = Path(__file__).parent
 LIMITS = {"int8": 24e9, "nf4": 14e9}
 """Bytes that the whole process may take, at the full size."""
@@ -304,7 +306,8 @@ def run_part(args: argparse.Namespace) -> None:
     layers = record.content["settings"]["layers"]
     layers = largest(args, kind) if layers == "largest" else layers
     with tempfile.TemporaryDirectory() as scratch:
-        folder = args.checkpoint / f"{layers}" if args.checkpoint else Path(scratch) / "base"
+        shape = f"{layers}-{args.hidden}-{args.heads}-{args.vocabulary}-{args.seed}"
+        folder = args.checkpoint / shape if args.checkpoint else Path(scratch) / "base"
         base = write_base(args, layers, folder)
         tensors: Any = generated(base, args.seed)
         if args.checkpoint:
@@ -334,7 +337,8 @@ def recipe_of(args: argparse.Namespace, base: Path, kind: str, reward: Path | No
     return build(
         PPORecipe,
         {
-            "model": {"path": str(base), "quantize": kind, "dtype": "bfloat16"},
+            # What is not quantised is bfloat16 on every machine; the slice beside it may be of a type that is faster here.
+            "model": {"path": str(base), "quantize": kind, "dtype": NAME if kind == "none" else "bfloat16"},
             "adapter": {"r": args.rank, "alpha": 2 * args.rank},
             "data": {"path": "(prompts)", "max_tokens": 256},
             "reward": [] if reward is None else [{"model": str(reward)}],
@@ -505,7 +509,7 @@ def check_slice(args: argparse.Namespace, record: Record, base: Path, tensors: A
                 target: Any = ordinary[name]
                 for rows, tile in layer.tiles(torch.float32):  # type: ignore[operator]
                     scale = layer.scale
-                    target.weight[rows] = (tile if scale is None else tile * scale[rows, None]).to(torch.bfloat16)  # type: ignore[index]
+                    target.weight[rows] = tile if scale is None else tile * scale[rows, None]  # type: ignore[index]
     assert any(isinstance(module, nn.Linear) for module in ordinary.values())
     exact = gradients(plain)
     record.phase("dequantised")
