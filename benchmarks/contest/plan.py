@@ -21,6 +21,8 @@ OFFLINE = {
 GUIDE_TASK = "addition"
 BEST_OF = (2, 4, 8, 16)
 """Best-of-n of the base: what a method has to beat at its KL."""
+EIGHT = {"epochs": 2, "minibatches": 4}
+"""With one step a batch every ratio is 1, nothing is clipped, and GSPO is GRPO number for number."""
 GUIDE: dict[str, dict[str, Any]] = {
     "ppo": {"method": "ppo"},
     "grpo": {"method": "grpo"},
@@ -28,9 +30,13 @@ GUIDE: dict[str, dict[str, Any]] = {
         "method": "grpo",
         "algorithm": {"scale": "none", "aggregate": "constant"},
     },
-    "gspo": {"method": "grpo", "algorithm": {"ratio": "sequence", "clip": 3e-4, "clip_high": 4e-4}},
+    "grpo, 8 steps a batch": {"method": "grpo", "algorithm": EIGHT},
+    "gspo, 8 steps a batch": {
+        "method": "grpo",
+        "algorithm": {"ratio": "sequence", "clip": 3e-4, "clip_high": 4e-4} | EIGHT,
+    },
     "rloo": {"method": "rloo"},
-    "reinforce++": {"method": "reinforce", "algorithm": {"baseline": True}},
+    "reinforce++, baseline": {"method": "reinforce", "algorithm": {"baseline": True}},
     "remax": {"method": "remax", "rollout": {"samples": 1}},
     "online dpo": {"method": "online_dpo", "rollout": {"samples": 2}},
     "rejection": {"method": "rejection"},

@@ -18,9 +18,11 @@ import transformers
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -137,17 +139,35 @@ def test_log_probabilities_and_gradients_are_those_of_one_sequence_at_a_time(
 
 
 @pytest.mark.parametrize(
-    ("kind", "of"), [("prompt", "t5"), ("prompt_text", "umt5"), ("ptuning", "mt5"), ("ptuning_lstm", "t5")]
+    ("kind", "of"),
+    [
+        ("prompt", "t5"),
+        ("prompt_text", "umt5"),
+        ("ptuning", "mt5"),
+        ("ptuning_lstm", "t5"),
+        ("prefix", "t5"),
+        ("prefix_projected", "umt5"),
+        ("prefix", "t5 of other widths"),
+    ],
 )
-def test_an_encoder_reads_virtual_tokens_as_in_plain_peft(
+def test_encoder_decoders_read_virtual_tokens_as_in_plain_peft(
     kind: str, of: str, model_folder, make_roles, dialogue: TokenBatch, shake, tmp_path: Path
 ) -> None:
-    folder = model_folder(of)
+    family, _, other = of.partition(" of ")
+    folder = model_folder(family)
+    if other:  # heads are wider than the layers together, and the decoder has more layers
+        config = AutoConfig.from_pretrained(folder)
+        config.d_kv, config.num_decoder_layers = 12, 3
+        torch.manual_seed(0)
+        AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path / "t5")
+        AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "t5")
+        folder = tmp_path / "t5"
     roles = make_roles(folder, KINDS[kind])
     roles.add_policy()
     shake(roles.trainable("policy").values(), 0.3)
-    save_policy(roles, tmp_path)
-    plain = peft.PeftModel.from_pretrained(plain_model(folder), tmp_path, is_trainable=False).eval()
+    saved = tmp_path / "saved"
+    save_policy(roles, saved)
+    plain = peft.PeftModel.from_pretrained(plain_model(folder), saved, is_trainable=False).eval()
     weights = torch.linspace(-1, 1, dialogue.tokens)
     with roles.use("policy", train=True) as role:
         got = forward(role, dialogue).logprobs_T
@@ -158,7 +178,11 @@ def test_an_encoder_reads_virtual_tokens_as_in_plain_peft(
     (want * weights).sum().backward()
     torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-5)
     assert (want - one_by_one(plain.get_base_model(), dialogue)).abs().max() > 1e-2, "the virtual tokens are seen"
-    if kind.startswith("prompt"):  # a p-tuning encoder is not saved, so its gradients have nothing to be compared with
+    if kind in (
+        "prompt",
+        "prompt_text",
+        "prefix",
+    ):  # networks are not saved, so theirs have nothing to be compared with
         (ours,) = roles.trainable("policy").values()
         torch.testing.assert_close(ours.grad, embeddings.grad, atol=1e-5, rtol=1e-4)
     assert all(parameter.grad is None for parameter in roles.model.parameters())

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForSeq2SeqLM
+from peft import AutoPeftModelForSeq2SeqLM, PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import accord
-from accord.config import RECIPES, ModelConfig
+from accord.batch import TokenBatch
+from accord.config import ModelConfig
 from accord.errors import ConfigError, DataError, ModelError
 from accord.recipes import BUILDERS
 from accord.recipes.generate import GenerateOptions
-from recipes.tiny_runs import recipe, run, saved_weights, write_rows
+from model.test_families import one_by_one
+from recipes.tiny_runs import completions, pairs, recipe, run, saved_weights, write_rows
 
 FAMILIES = (
     "llama",
@@ -43,8 +47,6 @@ SCORERS = tuple(
 )
 ONE_STEP = {"train": {"steps": 1}}
 ONE_ITERATION = {"train": {"iterations": 1}, "algorithm": {"epochs": 1}}
-PAIRED = [kind for kind in ("dpo",) if kind in RECIPES]
-"""Methods that read log-probabilities of pairs: tested for each family as soon as they are there."""
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -104,10 +106,70 @@ def test_a_reward_model_is_trained_and_used(family: str, model_folder: Callable[
     assert torch.isfinite(torch.tensor(done.metrics[0]["env/reward_mean"]))
 
 
-@pytest.mark.parametrize(("kind", "family"), [(kind, family) for kind in PAIRED for family in FAMILIES])
-def test_methods_on_pairs(kind: str, family: str, model_folder: Callable[[str], Path], tmp_path: Path) -> None:
-    done = run(kind, model_folder(family), tmp_path, ONE_STEP)
-    assert saved_weights(done.model)
+def plain_answers(model: Any, folder: Path, answers: list[tuple[str, str]]) -> tuple[float, int]:
+    """Log-probability of the answers and their EOS by plain transformers, summed, and the number of their tokens."""
+    tokenizer, ids, masks = AutoTokenizer.from_pretrained(folder), [], []
+    for prompt, answer in answers:
+        start = len(tokenizer(prompt).input_ids)
+        ids.append([*tokenizer(prompt + answer).input_ids, tokenizer.eos_token_id])
+        masks.append([t >= start for t in range(len(ids[-1]))])
+    batch = TokenBatch.from_sequences(ids, masks)
+    with torch.no_grad():
+        return float(one_by_one(model, batch).sum()), batch.targets
+
+
+def plain_model(folder: Path) -> Any:
+    """As transformers alone loads it."""
+    several = AutoConfig.from_pretrained(folder).is_encoder_decoder
+    automatic = AutoModelForSeq2SeqLM if several else AutoModelForCausalLM
+    return automatic.from_pretrained(folder, attn_implementation="eager").eval()
+
+
+def held_out_pairs(folder: Path) -> dict[str, Any]:
+    return {"eval_path": write_rows(folder / "held_out.jsonl", pairs(3))}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dpo_starts_at_its_reference_and_plain_peft_says_what_it_ends_with(
+    family: str, model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = model_folder(family)
+    over = {"train": {"steps": 1, "learning_rate": 0.02}, "data": held_out_pairs(tmp_path)}
+    done = run("dpo", base, tmp_path, over)
+    row = done.metrics[0]
+    assert row["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert row["dpo/loss"] == pytest.approx(math.log(2), rel=1e-5)
+    start, plain = plain_model(base), PeftModel.from_pretrained(plain_model(base), str(done.model)).eval()
+    for which in ("chosen", "rejected"):
+        answers = [(pair["prompt"], pair[which]) for pair in pairs(3)]
+        before, after = (plain_answers(model, done.model, answers)[0] / 3 for model in (start, plain))
+        assert row[f"eval/logps/{which}"] == pytest.approx(after, rel=1e-5)
+        assert row[f"eval/rewards/{which}"] == pytest.approx(0.1 * (after - before), rel=1e-3, abs=1e-5)
+        assert abs(after - before) > 1e-3
+
+
+@pytest.mark.parametrize("family", ["gemma3", "mixtral", "jamba", "t5"])
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_all_weights_learn_from_examples_and_load_in_plain_transformers(
+    kind: str, family: str, model_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = model_folder(family)
+    rows = completions(3)
+    data = held_out_pairs(tmp_path) if kind == "dpo" else {"eval_path": write_rows(tmp_path / "rows.jsonl", rows)}
+    done = run(kind, base, tmp_path, ONE_STEP | {"adapter": None, "data": data})
+    before, after = saved_weights(base), saved_weights(done.model)
+    assert before.keys() == after.keys()
+    moved = [key for key in before if not torch.equal(before[key], after[key])]
+    assert len(moved) > len(before) // 2
+    plain, row = plain_model(done.model), done.metrics[0]
+    if kind == "sft":
+        total, tokens = plain_answers(plain, done.model, [(one["prompt"], one["completion"]) for one in rows])
+        assert row["eval/loss"] == pytest.approx(-total / tokens, rel=1e-5)
+        return
+    assert row["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    for which in ("chosen", "rejected"):
+        total, _ = plain_answers(plain, done.model, [(pair["prompt"], pair[which]) for pair in pairs(3)])
+        assert row[f"eval/logps/{which}"] == pytest.approx(total / 3, rel=1e-5)
 
 
 def test_groups_work_for_an_encoder_decoder(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
@@ -122,9 +184,12 @@ def test_groups_work_for_an_encoder_decoder(model_folder: Callable[[str], Path],
         ("dpo", {"method": "ptuning", "tokens": 3, "hidden": 8}),
         ("ppo", {"method": "prompt", "tokens": 5, "text": "the film was"}),
         ("grpo", {"method": "ptuning", "tokens": 3, "hidden": 8, "encoder": "lstm"}),
+        ("sft", {"method": "prefix", "tokens": 3}),
+        ("dpo", {"method": "prefix", "tokens": 3, "init": "zero"}),
+        ("ppo", {"method": "prefix", "tokens": 3, "projection": True}),
     ],
 )
-def test_the_encoder_of_an_encoder_decoder_reads_virtual_tokens(
+def test_virtual_tokens_of_an_encoder_decoder(
     kind: str, adapter: dict[str, Any], model_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
     over = (ONE_ITERATION if kind in ("ppo", "grpo") else ONE_STEP) | {"adapter": adapter}
@@ -134,13 +199,6 @@ def test_the_encoder_of_an_encoder_decoder_reads_virtual_tokens(
     AutoPeftModelForSeq2SeqLM.from_pretrained(done.model)
     again = run("sft", done.model, tmp_path / "on", ONE_STEP | {"adapter": adapter})
     assert saved_weights(again.model)
-
-
-def test_prefixes_are_not_for_an_encoder_decoder(model_folder: Callable[[str], Path], tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"Use adapter\.method: prompt or ptuning, whose virtual tokens its encoder reads"
-    ):
-        run("sft", model_folder("t5"), tmp_path, ONE_STEP | {"adapter": {"method": "prefix"}})
 
 
 def test_drafts_need_a_packed_model(model_folder: Callable[[str], Path], tmp_path: Path) -> None:

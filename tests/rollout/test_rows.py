@@ -103,7 +103,8 @@ def test_a_seed_gives_one_response_whatever_else_is_in_the_batch(family: str, mo
 
 @pytest.mark.parametrize(
     ("family", "kind"),
-    [(family, "lora") for family in (*ROWS, *PACKED)] + [(f, k) for f in PAIRS for k in ("prompt", "ptuning")],
+    [(family, "lora") for family in (*ROWS, *PACKED)]
+    + [(f, k) for f in PAIRS for k in ("prompt", "ptuning", "prefix")],
 )
 def test_the_learner_s_log_probabilities_are_the_sampler_s(
     family: str, kind: str, model_folder, requests_, shake

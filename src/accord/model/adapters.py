@@ -21,7 +21,7 @@ from accord.model.adapter_files import WEIGHTS, is_factor, saved_config, saved_t
 from accord.model.lora import use_thin_layers
 from accord.model.merging import refuse_changed_base
 from accord.model.methods import METHOD_OF, check_dora, ordinary_layers, unsuited_layers
-from accord.model.prompts import VirtualTokens, check_virtual_tokens
+from accord.model.prompts import VirtualTokens, check_virtual_tokens, fit_virtual_tokens
 from accord.model.ranks import RankBudget
 from accord.model.reading import choose_reading
 
@@ -91,8 +91,7 @@ class AdapterSet:
         if config.is_prompt_learning:
             method = METHOD_OF[str(config.peft_type.value)]  # type: ignore[union-attr]
             check_virtual_tokens(method, self.base_path, choose_reading(self.base_path, self.model), self.model)
-            # A decoder would have prompts of its own; peft's forward of these methods never reads them.
-            config.num_transformer_submodules = 1  # type: ignore[attr-defined]
+            fit_virtual_tokens(config, self.model.config)
             config.task_type = (
                 "FEATURE_EXTRACTION"  # peft's class without a head, over a causal model and a classifier alike
             )

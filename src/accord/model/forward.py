@@ -204,7 +204,7 @@ def _read(role: Role, batch: TokenBatch, store: KeyStore | None = None) -> State
     if role.prompt is None:
         return read(role.trunk, batch, store, role.shares)
     if way_of(role.trunk) == "encoder-decoder":
-        return States(read_pairs(role.trunk, batch, role.prompt.embeddings()))
+        return States(read_pairs(role.trunk, batch, role.prompt))
     states: Tensor = role.trunk(**role.prompt.arguments(role.trunk, batch, store)).last_hidden_state[0]
     return States(states, role.prompt.places(batch).own_T)
 

@@ -7,8 +7,8 @@ copy and the result is that of peft's forward on one sequence at a time:
   left out afterwards.
 - Keys and values (prefix tuning) go before those of each sequence in every layer. As in peft they are not rotated.
 
-In both cases the first token of a sequence has the position `tokens` and not 0. An encoder-decoder model takes embeddings
-alone, and its encoder reads them before the prompt, as in peft.
+In both cases the first token of a sequence has the position `tokens` and not 0. Of an encoder-decoder model the encoder reads
+embeddings before the prompt, and the decoder's attention to itself gets a prefix, as in peft.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import peft
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import EncoderDecoderCache, PreTrainedModel
 
 from accord.batch import TokenBatch
 from accord.errors import ConfigError
@@ -82,11 +82,20 @@ def check_virtual_tokens(method: str, base: str, reading: Reading, model: PreTra
             f"adapter.method: {method} puts virtual tokens before packed sequences, and {base} is not packed: {reading.why}. "
             "Use adapter.method: lora or ia3"
         )
-    if reading.way == "encoder-decoder" and method == "prefix":
-        raise ConfigError(
-            f"adapter.method: prefix puts keys and values into each layer, and {base} is an encoder-decoder model, whose decoder "
-            "has two attentions a layer. Use adapter.method: prompt or ptuning, whose virtual tokens its encoder reads, or lora"
-        )
+
+
+def fit_virtual_tokens(config: Any, model: Any) -> None:
+    """Say what peft guesses wrong of an encoder-decoder model, or cannot know.
+
+    Args:
+        config: peft's, of a prompt learning method.
+        model: transformers' config of the base.
+    """
+    config.num_transformer_submodules = 1  # a decoder would have prompts of its own, which peft's forward never reads
+    if model.is_encoder_decoder and config.peft_type == peft.PeftType.PREFIX_TUNING:
+        config.num_transformer_submodules = 2  # peft then makes the cache that such a decoder takes
+        config.num_layers, config.num_attention_heads = model.num_decoder_layers, model.num_heads
+        config.token_dim = model.num_heads * model.d_kv  # not always the width of the layers
 
 
 class VirtualTokens:
@@ -111,6 +120,14 @@ class VirtualTokens:
         """Of methods whose virtual tokens are embeddings: [tokens, H]."""
         prompt: Tensor = self.model.get_prompt(1)[0]
         return prompt
+
+    def before_encoder(self) -> Tensor | None:
+        """What the encoder of an encoder-decoder model reads before each prompt, [tokens, H]."""
+        return None if self.in_layers else self.embeddings()
+
+    def before_decoder(self, rows: int) -> EncoderDecoderCache | None:
+        """A cache for the decoder of an encoder-decoder model, the prefix's keys and values before those of each row's own."""
+        return self.model.get_prompt(rows) if self.in_layers else None
 
     def places(self, batch: TokenBatch) -> Places:
         """Where the tokens of a batch go."""

@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import EncoderDecoderCache, PreTrainedModel
 
 from accord.batch import TokenBatch
 from accord.errors import ModelError
@@ -169,7 +169,7 @@ def read_rows(trunk: nn.Module, batch: TokenBatch) -> Tensor:
     return _put_back(parts, places, batch)
 
 
-def read_pairs(model: nn.Module, batch: TokenBatch, virtual_WH: Tensor | None = None) -> Tensor:
+def read_pairs(model: nn.Module, batch: TokenBatch, virtual: Virtual | None = None) -> Tensor:
     """Decoder states [T, H] of an encoder-decoder model; those of prompt tokens but the last are 0, for there are none.
 
     What precedes a sequence's first target is the encoder's (see `encoder_input`); the decoder reads its start token and then
@@ -178,7 +178,7 @@ def read_pairs(model: nn.Module, batch: TokenBatch, virtual_WH: Tensor | None = 
     Args:
         model: with both stacks.
         batch: any sequences; of one without a target, which only fills up a step, no state is read.
-        virtual_WH: embeddings of virtual tokens, which the encoder reads before each prompt.
+        virtual: virtual tokens before encoder or decoder.
     """
     bounds, targets = batch.cu_seqlens.tolist(), batch.target_mask_T.tolist()
     firsts = [_first_target(targets, *pair) for pair in pairwise(bounds)]
@@ -189,10 +189,11 @@ def read_pairs(model: nn.Module, batch: TokenBatch, virtual_WH: Tensor | None = 
     for (_, length), members in grouped(range(batch.sequences), lambda n: (firsts[n], bounds[n + 1] - bounds[n])):
         prompts = [encoder_input(ids[bounds[n] : bounds[n] + firsts[n]], config) for n in members]
         rest = [[config.decoder_start_token_id, *ids[bounds[n] + firsts[n] : bounds[n] + length]] for n in members]
-        encoded = encode(model, torch.tensor(prompts, device=device), virtual_WH)
+        encoded = encode(model, torch.tensor(prompts, device=device), virtual)
+        before = {} if virtual is None else {"past_key_values": virtual.before_decoder(len(members))}
         decoder: Any = model.get_decoder()  # type: ignore[operator]
         states = decoder(
-            input_ids=torch.tensor(rest, device=device), encoder_hidden_states=encoded, use_cache=False
+            input_ids=torch.tensor(rest, device=device), encoder_hidden_states=encoded, use_cache=False, **before
         ).last_hidden_state
         parts.append(states.flatten(0, 1))
         places.append(
@@ -201,9 +202,18 @@ def read_pairs(model: nn.Module, batch: TokenBatch, virtual_WH: Tensor | None = 
     return _put_back(parts, places, batch)
 
 
-def encode(model: nn.Module, prompts_BL: Tensor, virtual_WH: Tensor | None = None) -> Tensor:
-    """Encoder states of prompts of one length, [B, W + L, H]; the W virtual tokens come first, if there are any."""
+class Virtual(Protocol):
+    """Virtual tokens of an encoder-decoder model, of one kind or the other; see `accord.model.prompts.VirtualTokens`."""
+
+    def before_encoder(self) -> Tensor | None: ...
+
+    def before_decoder(self, rows: int) -> EncoderDecoderCache | None: ...
+
+
+def encode(model: nn.Module, prompts_BL: Tensor, virtual: Virtual | None = None) -> Tensor:
+    """Encoder states of prompts of one length, [B, W + L, H]; W virtual tokens come first, if the encoder reads any."""
     encoder: Any = model.get_encoder()  # type: ignore[operator]
+    virtual_WH = None if virtual is None else virtual.before_encoder()
     if virtual_WH is None:
         states: Tensor = encoder(input_ids=prompts_BL).last_hidden_state
         return states

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache
 
 from accord.model.forward import Role
-from accord.model.reading import encode, encoder_input, grouped, way_of
+from accord.model.reading import Virtual, encode, encoder_input, grouped, way_of
 from accord.model.roles import Roles
 from accord.rollout.drawing import Response, advance
 from accord.rollout.protocol import Completion, OnToken, Progress, Request, Sampling
@@ -54,7 +54,7 @@ def generate_in_rows(
 def _stepper(role: Role, prompts: list[list[int]], device: torch.device) -> _Cached | _Whole | _Decoder:
     trunk = role.trunk
     if way_of(trunk) == "encoder-decoder":
-        return _Decoder(trunk, prompts, device, None if role.prompt is None else role.prompt.embeddings())
+        return _Decoder(trunk, prompts, device, role.prompt)
     if "past_key_values" in inspect.signature(trunk.forward).parameters:
         return _Cached(trunk, prompts, device)
     return _Whole(trunk, prompts, device)
@@ -105,14 +105,15 @@ class _Decoder:
     """Rows of an encoder-decoder model: prompts are encoded once, and the decoder begins with its start token."""
 
     def __init__(
-        self, model: nn.Module, prompts: list[list[int]], device: torch.device, virtual_WH: Tensor | None
+        self, model: nn.Module, prompts: list[list[int]], device: torch.device, virtual: Virtual | None
     ) -> None:
         config: Any = model.config
         self.decoder: Any = model.get_decoder()  # type: ignore[operator]
         self.device, self.start = device, config.decoder_start_token_id
         prompts_BL = torch.tensor([encoder_input(prompt, config) for prompt in prompts], device=device)
-        self.encoded = encode(model, prompts_BL, virtual_WH)
-        self.cache = EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
+        self.encoded = encode(model, prompts_BL, virtual)
+        prefix = None if virtual is None else virtual.before_decoder(len(prompts))
+        self.cache = prefix or EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
 
     def prefill(self) -> Tensor:
         """See `_Cached`."""
