@@ -162,6 +162,25 @@ def test_masked_tokens_change_nothing(garbage, stream, options):
     assert (gradient[~batch.target_mask_T] == 0).all()
 
 
+@pytest.mark.parametrize("garbage", [3.0, float("nan")])
+def test_weights_of_masked_tokens_change_nothing(garbage):
+    batch, s = ragged()
+    own = {
+        "logprobs_T": s["new"],
+        "old_logprobs_T": s["old"],
+        "advantages_T": s["advantages"],
+        "mask_T": batch.target_mask_T,
+        "tokens": torch.tensor(float(batch.targets)),
+        "clip_low": 0.2,
+        "clip_high": 0.2,
+    }
+    weights = batch.target_mask_T / batch.targets
+    spoilt = weights.masked_fill(~batch.target_mask_T, garbage)
+    expected, got = (grpo(weights_T=each, **own)[0] for each in (weights, spoilt))
+    assert got.item() == expected.item()
+    assert torch.equal(*(torch.autograd.grad(each, s["new"])[0] for each in (expected, got)))
+
+
 @pytest.mark.parametrize("aggregate", ["token", "sequence", "constant"])
 def test_any_split_gives_the_loss_of_the_whole(aggregate):
     batch, s = ragged()
