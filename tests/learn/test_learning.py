@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,13 @@ from recipes.tiny_runs import run, write_rows
 SEEDS = (0, 1, 2)
 
 
-@pytest.fixture(scope="module")
-def base(model_folder: Callable[[str], Path]) -> Path:
-    return model_folder("llama")
+def good_or_odd() -> list[dict[str, str]]:
+    """Chosen answers say `good` somewhere among filler, rejected ones `odd`; prompts and fillers differ."""
+    fill = ["a cast", "the end", "slow", "was", "and", "film"]
+    return [
+        {"prompt": f"the film {i % 7}", "chosen": f" {a} good {b}", "rejected": f" {b} odd {a}"}
+        for i, (a, b) in enumerate((a, b) for a in fill for b in fill)
+    ]
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
@@ -37,14 +40,8 @@ def test_sft_memorises_a_sentence(seed, full, base, tmp_path: Path):
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_reward_model_tells_good_from_bad_on_pairs_it_has_not_seen(seed, full, base, tmp_path: Path):
-    """Chosen answers say `good` somewhere among filler, rejected ones `odd`; prompts and fillers differ."""
-    fill = ["a cast", "the end", "slow", "was", "and", "film"]
-    rows = [
-        {"prompt": f"the film {i % 7}", "chosen": f" {a} good {b}", "rejected": f" {b} odd {a}"}
-        for i, (a, b) in enumerate((a, b) for a in fill for b in fill)
-    ]
     over = {
-        "data": {"path": write_rows(tmp_path / "rows.jsonl", rows), "eval_fraction": 0.3},
+        "data": {"path": write_rows(tmp_path / "rows.jsonl", good_or_odd()), "eval_fraction": 0.3},
         "train": {"steps": 60, "batch_size": 12, "learning_rate": 0.003 if full else 0.01, "checkpoint_every": 0},
         "seed": seed,
     }
@@ -241,19 +238,6 @@ def test_csft_writes_what_is_asked_for(seed, full, base, tmp_path: Path):
     assert written(model, prompts, label="bad") == [" was odd"] * 4
 
 
-@pytest.fixture(scope="module")
-def teacher(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The base, taught one answer by heart."""
-    folder = tmp_path_factory.mktemp("teacher")
-    rows = [{"prompt": f"the film {i} was", "completion": " good and slow"} for i in range(12)]
-    over = {
-        "data": {"path": write_rows(folder / "rows.jsonl", rows)},
-        "adapter": {"r": 8, "alpha": 16},
-        "train": {"steps": 60, "learning_rate": 0.03, "checkpoint_every": 0},
-    }
-    return run("sft", base, folder, over).model
-
-
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_distill_makes_the_student_write_what_its_teacher_writes(seed, full, base, teacher, tmp_path: Path):
@@ -296,13 +280,8 @@ PREFERENCES = {
 @pytest.mark.parametrize("method", PREFERENCES)
 def test_it_prefers_what_people_prefer_on_pairs_it_has_not_seen(method, seed, full, base, tmp_path: Path):
     """The pairs of the reward model's test; a random model tells them apart no better than a coin."""
-    fill = ["a cast", "the end", "slow", "was", "and", "film"]
-    rows = [
-        {"prompt": f"the film {i % 7}", "chosen": f" {a} good {b}", "rejected": f" {b} odd {a}"}
-        for i, (a, b) in enumerate((a, b) for a in fill for b in fill)
-    ]
     over = {
-        "data": {"path": write_rows(tmp_path / "rows.jsonl", rows), "eval_fraction": 0.3},
+        "data": {"path": write_rows(tmp_path / "rows.jsonl", good_or_odd()), "eval_fraction": 0.3},
         "algorithm": {"type": method.partition("_")[0]} | PREFERENCES[method],
         "train": {"steps": 25, "batch_size": 8, "learning_rate": 0.003 if full else 0.01, "checkpoint_every": 0},
         "seed": seed,

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import OlmoConfig, OlmoForCausalLM
+from transformers import AutoTokenizer, OlmoConfig, OlmoForCausalLM
 
 import accord
 from accord.errors import ConfigError, ModelError
 from accord.training.learner import Learner
 from model.kinds import plain_logprobs, plain_policy, plain_scorer
-from recipes.tiny_runs import recipe_dict, run, same_weights, saved_weights, timeless
+from recipes.tiny_runs import labelled, pairs, recipe_dict, run, same_weights, saved_weights, timeless, write_rows
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "dora": {"method": "lora", "r": 4, "dora": True, "rslora": True},
@@ -28,6 +29,13 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "ptuning_lstm": {"method": "ptuning", "tokens": 3, "hidden": 8, "encoder": "lstm", "dropout": 0.3},
 }
 IDS = [[5, 80, 9, 200, 31, 7], [6, 30, 12]]
+PREFERRING = (
+    {"lora": {"method": "lora", "r": 4}, "rslora": {"method": "lora", "r": 4, "rslora": True}}
+    | ADAPTERS
+    | {"prefix_zero": {"method": "prefix", "tokens": 3, "init": "zero"}}
+    | {"ptuning_lstm": ADAPTERS["ptuning_lstm"] | {"dropout": 0.0}}
+)
+"""Every kind that DPO can carry. The LSTM goes without dropout, which acts in DPO's updates and not in its reference."""
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +92,70 @@ def test_rl_starts_at_a_kl_of_0_and_a_ratio_of_1(recipe, kind, base, tmp_path):
     assert first["sampling/logprob_difference_max"] < 1e-4
     assert done.metrics[-1]["objective/kl"] != 0.0, "it learns"
     plain_policy(done.model, base)
+
+
+def plain_answer_logprob(model: Any, folder: Path, answers: list[tuple[str, str]]) -> float:
+    """Log-probability of an answer and its EOS to its prompt, as plain peft has it; the mean of several."""
+    tokenizer, total = AutoTokenizer.from_pretrained(folder), 0.0
+    for prompt, answer in answers:
+        ids = [*tokenizer(prompt + answer).input_ids, tokenizer.eos_token_id]
+        with torch.no_grad():
+            total += float(plain_logprobs(model, [ids])[len(tokenizer(prompt).input_ids) :].sum())
+    return total / len(answers)
+
+
+@pytest.mark.parametrize("kind", PREFERRING)
+def test_dpo_starts_at_its_reference_and_plain_peft_says_what_it_ends_with(kind, base, tmp_path):
+    """Invariants 2 and 10. Fresh virtual tokens change what the model says, so its reference holds a copy of them."""
+    held_out, adapter = pairs(2), PREFERRING[kind]
+    over = {
+        "adapter": adapter,
+        "data": {"eval_path": write_rows(tmp_path / "held_out.jsonl", held_out)},
+        "train": {"batch_size": 12, "learning_rate": 0.02},  # all rows, as in the pass of the reference
+    }
+    done = run("dpo", base, tmp_path, over)
+    first, last = done.metrics
+    # torch rounds an LSTM otherwise where gradients follow than where none do, as in the reference.
+    rounding = 1e-6 if kind == "ptuning_lstm" else 0.0
+    for name in ("chosen", "rejected", "margins"):
+        assert abs(first[f"rewards/{name}"]) <= rounding
+    assert first["dpo/loss"] == pytest.approx(math.log(2), rel=1e-6)
+    assert last["rewards/margins"] > 1e-5 and last["dpo/loss"] < math.log(2), "it learns"
+    plain = plain_policy(done.model, base)
+    for which in ("chosen", "rejected"):
+        answers = [(row["prompt"], row[which]) for row in held_out]
+        learnt = last[f"eval/logps/{which}"]
+        assert learnt == pytest.approx(plain_answer_logprob(plain, done.model, answers), rel=1e-5)
+        with plain.disable_adapter():
+            of_base = plain_answer_logprob(plain, done.model, answers)
+        reference = learnt - last[f"eval/rewards/{which}"] / 0.1
+        if adapter["method"] in ("lora", "adalora", "ia3"):
+            assert reference == pytest.approx(of_base, rel=1e-5), "what has not learnt yet changes nothing"
+        else:
+            assert abs(reference - of_base) > 1e-2, "the reference reads the virtual tokens, too"
+    on = run("dpo", done.model, tmp_path / "on", over).metrics[0]
+    assert on["rewards/margins"] == on["rewards/chosen"] == 0.0
+    assert on["logps/chosen"] != first["logps/chosen"], "it goes on from what was learnt"
+
+
+@pytest.mark.parametrize("kind", ["prefix", "ptuning"])
+def test_kto_starts_at_its_reference_with_virtual_tokens(kind, base, tmp_path):
+    held_out = labelled(2)
+    over = {
+        "adapter": ADAPTERS[kind],
+        "data": {"eval_path": write_rows(tmp_path / "held_out.jsonl", held_out)},
+        "train": {"learning_rate": 0.02},
+    }
+    done = run("kto", base, tmp_path, over)
+    first, last = done.metrics
+    # Not exactly 0: a step's rows lie in another order in the frozen pass, and sums of floats depend on it.
+    assert abs(first["rewards/chosen"]) < 1e-5 and abs(first["rewards/rejected"]) < 1e-5
+    assert first["objective/kl"] == 0.0 and first["kto/loss"] == pytest.approx(0.5, rel=1e-5)
+    assert last["rewards/chosen"] != first["rewards/chosen"], "it learns"
+    plain = plain_policy(done.model, base)
+    for which, row in zip(("chosen", "rejected"), held_out, strict=True):
+        expected = plain_answer_logprob(plain, done.model, [(row["prompt"], row["completion"])])
+        assert last[f"eval/logps/{which}"] == pytest.approx(expected, rel=1e-5)
 
 
 class Killed(BaseException):
