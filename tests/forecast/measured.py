@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
@@ -14,6 +15,7 @@ from accord.batch import TokenBatch
 from accord.config import ModelConfig
 from accord.model.forward import forward
 from accord.model.roles import Roles
+from accord.ops import products
 
 LENGTHS = (64, 64, 64, 64)
 
@@ -50,8 +52,13 @@ def policy_of(folder: Path, adapter: Any, dtype: str) -> Roles:
 def measure(
     folder: Path, adapter: Any, dtype: str = "auto", lengths: tuple[int, ...] = LENGTHS, common: int = 0
 ) -> Measured:
-    """Run a policy forward and backward."""
-    roles = policy_of(folder, adapter, dtype)
+    """Run a policy forward and backward, as on a processor that has instructions for every type."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "fast_types", lambda: frozenset({"float32", "bfloat16", "float16"}))
+        return _measure(policy_of(folder, adapter, dtype), lengths, common)
+
+
+def _measure(roles: Roles, lengths: tuple[int, ...], common: int) -> Measured:
     roles.train_mode(True)
     batch = batch_of(roles.model.config.get_text_config().vocab_size, lengths, common)
     weights = list(roles.model.parameters())

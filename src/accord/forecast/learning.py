@@ -184,10 +184,13 @@ def _ia3(config: Any, shape: Architecture) -> Adapter:
 
 def largest_matrix(shape: Architecture) -> int:
     """Numbers of the largest weight: an optimiser's step makes copies of one at a time."""
-    sizes = [shape.vocabulary * shape.embedding]
-    sizes += [m.inputs * m.outputs for layer in shape.layers[:1] for m in layer.matrices.values()]
-    sizes += [_expert_tensor(layer) for layer in shape.layers]
-    return max(sizes)
+    experts = max((_expert_tensor(layer) for layer in shape.layers), default=0)
+    return max(shape.vocabulary * shape.embedding, largest_linear(shape), experts)
+
+
+def largest_linear(shape: Architecture) -> int:
+    """Numbers of the largest linear layer of a layer, which is what is quantised."""
+    return max((m.inputs * m.outputs for layer in shape.layers[:1] for m in layer.matrices.values()), default=0)
 
 
 def _expert_tensor(layer: Layer) -> int:

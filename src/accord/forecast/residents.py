@@ -7,7 +7,7 @@ from typing import Any
 
 from accord.config import Recipe
 from accord.errors import ModelError
-from accord.forecast.learning import Adapter, largest_matrix, learning_adapter, optimizer_bytes
+from accord.forecast.learning import Adapter, largest_linear, largest_matrix, learning_adapter, optimizer_bytes
 from accord.forecast.models import Found, find_model
 from accord.forecast.shapes import Architecture
 from accord.forecast.tape import FLOAT
@@ -207,8 +207,8 @@ class _Plan:
         size = weight_bytes(found.held, item, quantize)
         stored = ITEMS.get(found.shape.dtype, FLOAT)
         mapped = 0 if stored == item else found.shape.parameters * stored
-        if quantize != "none":  # tensor by tensor
-            mapped = largest_matrix(found.shape) * (stored + item)
+        if quantize != "none":  # tensor by tensor: one that is stored otherwise than it is held
+            mapped = stored * (largest_matrix(found.shape) if stored != item else largest_linear(found.shape))
         if once:
             self.held.once.append(Term(role, "base", size))
         elif offload:
