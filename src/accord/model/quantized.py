@@ -198,6 +198,9 @@ class NF4Linear(_Quantized, bnb.nn.Linear4bit):
         packed, state = self.weight.data.reshape(-1), self.weight.quant_state
         absmax = dequantize_blockwise(state.absmax, state.state2) + state.offset
         width = self.in_features
+        if dtype == torch.float32:
+            yield from _float32_tiles(packed, absmax, state.code, _portions(state.shape, elements), width)
+            return
         for rows in _portions(state.shape, elements):
             first, last = rows.start * width, rows.stop * width
             count = last - first
@@ -212,6 +215,35 @@ class NF4Linear(_Quantized, bnb.nn.Linear4bit):
             )
             yield rows, flat.reshape(-1, width)
             del flat
+
+
+def _float32_tiles(
+    packed: Tensor, absmax: Tensor, code: Tensor, portions: Sequence[slice], width: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Tiles of a 4-bit weight, each in the place of the one before: bitsandbytes' kernel makes a tensor for each, which left
+    2 GB of holes in the heap of a 20B model's update. Two codes lie in a byte, so a table of 256 pairs gives both at once.
+
+    Args:
+        packed: the codes, uint8, two in a byte, the first in the upper half.
+        absmax: scale of each block of 64, float32.
+        code: the 16 values.
+        portions: rows of each tile; only the last one's end may lie within a block.
+        width: of a row.
+    """
+    byte = torch.arange(256, device=packed.device)
+    pairs = torch.stack([code[byte >> 4], code[byte & 15]], dim=1).view(torch.int64).reshape(-1)
+    most = (portions[0].stop * width + 1) // 2
+    places, both = packed.new_empty(most, dtype=torch.int32), packed.new_empty(most, dtype=torch.int64)
+    for rows in portions:
+        first, last = rows.start * width, rows.stop * width
+        count, half = last - first, (last - first + 1) // 2
+        places[:half].copy_(packed[first // 2 : first // 2 + half])
+        torch.index_select(pairs, 0, places[:half], out=both[:half])
+        flat = both[:half].view(torch.float32)[:count]
+        whole, scales = count // BLOCK, absmax[first // BLOCK :]
+        flat[: whole * BLOCK].view(-1, BLOCK).mul_(scales[:whole, None])
+        flat[whole * BLOCK :].mul_(scales[whole : whole + 1])
+        yield rows, flat.view(-1, width)
 
 
 LAYERS: dict[str, type[Int8Linear] | type[NF4Linear]] = {"int8": Int8Linear, "nf4": NF4Linear}
