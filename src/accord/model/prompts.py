@@ -127,7 +127,10 @@ class VirtualTokens:
 
     def before_decoder(self, rows: int) -> EncoderDecoderCache | None:
         """A cache for the decoder of an encoder-decoder model, the prefix's keys and values before those of each row's own."""
-        return self.model.get_prompt(rows) if self.in_layers else None
+        if not self.in_layers:
+            return None
+        cache: Any = self.model.get_prompt(rows)
+        return cache  # type: ignore[no-any-return]
 
     def places(self, batch: TokenBatch) -> Places:
         """Where the tokens of a batch go."""
