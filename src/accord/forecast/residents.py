@@ -207,7 +207,7 @@ class _Plan:
         size = weight_bytes(found.held, item, quantize)
         stored = ITEMS.get(found.shape.dtype, FLOAT)
         mapped = 0 if stored == item else found.shape.parameters * stored
-        if quantize != "none":  # tensor by tensor: one that is stored otherwise than it is held
+        if quantize != "none":  # tensor by tensor: the one that is being placed, as it was read
             mapped = stored * (largest_matrix(found.shape) if stored != item else largest_linear(found.shape))
         if once:
             self.held.once.append(Term(role, "base", size))

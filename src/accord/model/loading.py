@@ -158,8 +158,10 @@ def weight_type(
     fast on `device` (`None`: they are only read)."""
     if config.dtype != "auto":
         return getattr(torch, config.dtype)
+    if trained:
+        return torch.float32
     own = read_config(location.base, config.trust_remote_code).dtype or torch.float32
-    return torch.float32 if trained else own if device is None else fast_type(own, device)
+    return own if device is None else fast_type(own, device)
 
 
 def read_config(base: str, trust_remote_code: bool = False) -> Any:

@@ -221,7 +221,7 @@ def _float32_tiles(
     packed: Tensor, absmax: Tensor, code: Tensor, portions: Sequence[slice], width: int
 ) -> Iterator[tuple[slice, Tensor]]:
     """Tiles of a 4-bit weight, each in the place of the one before: bitsandbytes' kernel makes a tensor for each, which left
-    2 GB of holes in the heap of a 20B model's update. Two codes lie in a byte, so a table of 256 pairs gives both at once.
+    1.2 GB of holes in the heap of a 20B model's update. Two codes lie in a byte, so a table of 256 pairs gives both at once.
 
     Args:
         packed: the codes, uint8, two in a byte, the first in the upper half.
@@ -230,7 +230,7 @@ def _float32_tiles(
         portions: rows of each tile; only the last one's end may lie within a block.
         width: of a row.
     """
-    byte = torch.arange(256, device=packed.device)
+    byte, code = torch.arange(256, device=packed.device), code.to(packed.device)
     pairs = torch.stack([code[byte >> 4], code[byte & 15]], dim=1).view(torch.int64).reshape(-1)
     most = (portions[0].stop * width + 1) // 2
     places, both = packed.new_empty(most, dtype=torch.int32), packed.new_empty(most, dtype=torch.int64)

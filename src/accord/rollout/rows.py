@@ -113,7 +113,8 @@ class _Decoder:
         prompts_BL = torch.tensor([encoder_input(prompt, config) for prompt in prompts], device=device)
         self.encoded = encode(model, prompts_BL, virtual)
         prefix = None if virtual is None else virtual.before_decoder(len(prompts))
-        self.cache = prefix or EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
+        fresh = EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
+        self.cache = fresh if prefix is None else prefix
 
     def prefill(self) -> Tensor:
         """See `_Cached`."""
