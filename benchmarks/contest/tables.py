@@ -16,14 +16,14 @@ LEVELS = {"addition": 0.5, "sentiment": 0.2}
 
 
 def write_results(folder: Path, results: Path, about: str) -> None:
-    """Collect what has run in `folder`, and write learning.json and learning.md; `about` says how it was made. Of a part and task
-    that have not run there, the results of before stay."""
+    """Collect what has run in `folder`, and write learning.json and learning.md; `about` says how it was made. Of methods that
+    have not run there, the results of before stay."""
     results.mkdir(exist_ok=True)
     file = results / "learning.json"
     before = json.loads(file.read_text()) if file.is_file() else {"base": {}, "runs": []}
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*/result.json"))]
-    anew = {(run["part"], run["task"]) for run in runs}
-    runs = sorted([*(run for run in before["runs"] if (run["part"], run["task"]) not in anew), *runs], key=_identity)
+    anew = {_identity(run)[:4] for run in runs}
+    runs = sorted([*(run for run in before["runs"] if _identity(run)[:4] not in anew), *runs], key=_identity)
     base = {int(n): judged for n, judged in before["base"].items()}
     base |= {n: json.loads(path.read_text()) for n in (1, *BEST_OF) if (path := _base(folder, n)).is_file()}
     file.write_text(json.dumps({"base": base, "runs": runs}, indent=1) + "\n")
